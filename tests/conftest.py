@@ -1,0 +1,37 @@
+"""Every test runs on four forced CPU devices, with strict dtype promotion and no silent rank promotion."""
+
+import os
+
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_FLAG = "--xla_force_host_platform_device_count"
+if _FLAG not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=4".strip()
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Derandomised: the same examples on every machine. Compilation makes single examples slow, hence no deadline.
+hypothesis.settings.register_profile(
+    "slotzoo",
+    derandomize=True,
+    deadline=None,
+    max_examples=15,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+hypothesis.settings.load_profile("slotzoo")
+
+
+def pytest_collection_modifyitems(items):
+    """Run what is marked slow last."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
