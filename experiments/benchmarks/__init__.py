@@ -1,1 +1,1 @@
-"""Benchmark suites. Each module has `run(config) -> list[dict]`; `experiments.benchmark` finds them in `SUITES`."""
+"""Benchmark suites: modules with `run(config)`, found by `experiments.benchmark` in `SUITES`."""

@@ -4,8 +4,8 @@
     results["ours"].median_s, results["ours"].compile_s, results["ours"].temp_bytes
     speedup(results, "ours", over="published")
 
-Other jobs share the machine, so a single timing means little. All programs run in one process, taking turns; ratios
-are medians of the ratios *within* a round, which a slow minute of the machine does not change.
+Other jobs share the machine, so a single timing means little. All programs run in one process, taking turns;
+ratios are medians of the ratios *within* a round, which a slow minute of the machine does not change.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
+import jaxlib.version
 
 
 Program = tuple[Callable[..., Any], Sequence[Any]]
@@ -34,8 +34,8 @@ class Result:
     """What was measured of one program. Seconds, bytes.
 
     `compile_s` is the wait before the first step: tracing, lowering and compiling.
-    `temp_bytes` is what XLA allocates besides arguments and outputs; `peak_bytes` adds these (counting memory that
-    an output shares with a donated argument once).
+    `temp_bytes` is what XLA allocates besides arguments and outputs; `peak_bytes` adds these (counting once
+    what an output shares with a donated argument).
     """
 
     median_s: float
@@ -56,14 +56,14 @@ def measure(
     """Compile every program and time them taking turns.
 
     **Arguments**: `programs` maps a name to `(fn, args)`; `fn` may be jitted already, and must not donate its
-    arguments, as it is called many times with the same ones. `repeats` is the number of rounds. A program faster
-    than `min_sample_s` is called several times per sample.
+    arguments, as it is called many times with the same ones. `repeats` is the number of rounds. A program
+    faster than `min_sample_s` is called several times per sample.
 
     **Returns** the results by name, in the order of `programs`.
     """
     compiled, compile_s = {}, {}
     for name, (fn, args) in programs.items():
-        jitted = fn if hasattr(fn, "lower") else jax.jit(fn)
+        jitted: Any = fn if hasattr(fn, "lower") else jax.jit(fn)
         start = time.perf_counter()
         compiled[name] = jitted.lower(*args).compile()
         compile_s[name] = time.perf_counter() - start
@@ -99,7 +99,7 @@ def speedup(results: Mapping[str, Result], name: str, *, over: str) -> float:
 
 
 def copy_bandwidth(size_bytes: int = 2**28, repeats: int = 7) -> float:
-    """Bytes per second that this device reads plus writes in a large elementwise pass: the roof of memory-bound code."""
+    """Bytes per second, read plus written, of a large elementwise pass: the roof of memory-bound code."""
     x = jnp.zeros((size_bytes // 4,), jnp.float32)
     best = measure({"copy": (lambda v: v + 1.0, (x,))}, repeats)["copy"].best_s
     return 2 * x.nbytes / best
@@ -116,7 +116,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": jaxlib.version.__version__,
     }
 
 
