@@ -1,0 +1,32 @@
+"""What every command shares: one sentence instead of a traceback, and the exit codes."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from experiments import schema, validate
+from slotzoo.errors import ConfigError, NonFiniteError, SlotzooError
+
+
+# 0: done. 1: an unexpected error, with its traceback.
+EXIT_CONFIG = 2  # the configuration is wrong; nothing was started
+EXIT_FAILED = 3  # data, checkpoint, weights: the sentence says what to do
+EXIT_NONFINITE = 4  # the loss became NaN or infinite; the last good checkpoint is kept
+
+
+def prepare(command: str) -> None:
+    """Register the schemas and check the command line's keys before Hydra composes anything."""
+    schema.register()
+    with sentences():
+        validate.check_overrides(command, sys.argv[1:])
+
+
+@contextlib.contextmanager
+def sentences() -> Iterator[None]:
+    """Print an expected error as one sentence and leave with its exit code."""
+    try:
+        yield
+    except SlotzooError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = {ConfigError: EXIT_CONFIG, NonFiniteError: EXIT_NONFINITE}.get(type(error), EXIT_FAILED)
+        raise SystemExit(code) from error

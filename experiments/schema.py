@@ -1,0 +1,210 @@
+"""The shape of every configuration file: typed fields with defaults, imported by Hydra before anything heavy.
+
+jax is not imported here, so that `--help`, `--cfg job` and tab completion answer at once. `slots=True` turns a
+misspelt assignment into an error instead of a silently new attribute.
+"""
+
+import dataclasses
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+@dataclasses.dataclass(slots=True)
+class DataSettings:
+    """Where the clips come from and how they are batched."""
+
+    name: str = MISSING  # a source of slotzoo.data: dmlab, dmlab_encoded
+    root: str | None = None  # the published data set; without it the embedded double is generated
+    length: int = 300  # frames of a training clip
+    size: int = 64  # side of a frame in pixels (of the double; a real set has its own)
+    clips: int = 2000  # training clips of the double
+    test_clips: int = 64  # held-out clips of the double
+    seed: int = 0  # of the double: another seed is another data set
+    cache: str | None = "~/.cache/slotzoo"  # where doubles and converted sets are kept; null keeps nothing
+    frames_per_clip: int | None = None  # read only so many frames of a clip (the tokenizer sees single frames)
+    threads: int = 2  # reading threads per process
+    workers: int = 0  # reading processes; threads are faster for everything but Python-heavy sources
+    prefetch: int = 2  # batches kept ready
+    on_error: str = "raise"  # raise | skip: what a corrupted record does
+    max_skips: int = 100  # with skip: give up after so many
+
+
+@dataclasses.dataclass(slots=True)
+class OptimSettings:
+    """AdamW and its schedule; learning rates are those of the published configuration."""
+
+    learning_rate: float = MISSING
+    schedule: str = "warmup_cosine"  # warmup_cosine | constant (both warm up linearly)
+    warmup_steps: int = 5000
+    seed_schedule: bool = False  # end the cosine `warmup_steps` early, as the authors' code does
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 1e-5
+    decay_all: bool = True  # False: no decay on norms, biases and state-space parameters
+    clip_norm: float | None = None
+    rates: dict[str, float] = dataclasses.field(default_factory=dict)  # leaf-path pattern -> factor on the rate
+
+
+@dataclasses.dataclass(slots=True)
+class TrainSettings:
+    """The loop."""
+
+    steps: int = MISSING
+    batch_size: int = MISSING  # global: over all devices and processes
+    accumulate: int = 1  # microbatches of a step
+    precision: str = "float32"  # float32 | bfloat16
+    remat: bool = False  # recompute activations in the backward pass: less memory, about a third more time
+    ema_decay: float | None = None
+    log_every: int = 100
+    evaluate_every: int = 2000
+    save_every: int = 2000
+    keep: int = 3  # newest checkpoints kept
+    keep_every: int | None = 20000  # and every so many steps, for good
+
+
+@dataclasses.dataclass(slots=True)
+class RolloutSettings:
+    """One kind of rollout of the evaluation."""
+
+    context: int = MISSING  # frames the model sees
+    actions: bool = True  # whether it is told the actions
+
+
+@dataclasses.dataclass(slots=True)
+class EvalSettings:
+    """What is measured during training, by `experiments.evaluate` and by `experiments.sample`."""
+
+    clips: int = 512  # held-out clips
+    batch_size: int = 16
+    rollouts: list[RolloutSettings] = dataclasses.field(default_factory=list)
+    samples: int = 1  # rollouts per clip; metrics take the best of them when there are several
+    temperature: float = 1.0
+    lpips: bool = True
+    fvd: bool = False
+    pictures: int = 4  # clips drawn
+
+
+@dataclasses.dataclass(slots=True)
+class TokenizerSettings:
+    """The first stage of a two-stage system: where its weights are, or which experiment trains them."""
+
+    exp: str | None = None  # trained first, as its own run, when neither `run` nor `weights` is given
+    run: str | None = None  # a finished run's folder
+    weights: str | None = None  # a converted weights file
+
+
+@dataclasses.dataclass(slots=True)
+class MeshSettings:
+    """How devices are laid out, and how processes find each other."""
+
+    strategy: str = "replicated"  # replicated | fsdp
+    model: int = 1  # devices along the `model` axis; the others are `data`
+    distributed: bool = False  # initialise jax.distributed (Slurm and Kubernetes are detected)
+    coordinator: str | None = None  # host:port, when nothing detects it
+    processes: int | None = None
+    process_id: int | None = None
+
+
+@dataclasses.dataclass(slots=True)
+class LoggerSettings:
+    """metrics.jsonl is always written; these are extras."""
+
+    tensorboard: bool = False
+    wandb: bool = False
+    project: str = "slotzoo"
+    progress: str = "auto"  # auto | bar | plain
+
+
+@dataclasses.dataclass(slots=True)
+class RunSettings:
+    """A whole training run."""
+
+    name: str = MISSING
+    task: str = MISSING
+    model: dict[str, Any] = MISSING  # name, and any field of the model's Config
+    data: DataSettings = MISSING
+    optim: OptimSettings = dataclasses.field(default_factory=OptimSettings)
+    train: TrainSettings = dataclasses.field(default_factory=TrainSettings)
+    eval: EvalSettings = dataclasses.field(default_factory=EvalSettings)
+    mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
+    logger: LoggerSettings = dataclasses.field(default_factory=LoggerSettings)
+    tokenizer: TokenizerSettings = dataclasses.field(default_factory=TokenizerSettings)
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the task
+    scale: str = "auto"  # auto | paper | tiny
+    seed: int = 0
+    runs_dir: str = "runs"
+    tiny: dict[str, Any] = dataclasses.field(default_factory=dict)  # what scale=tiny changes
+    plugins: list[str] = dataclasses.field(default_factory=list)  # modules imported first, to register models
+
+
+@dataclasses.dataclass(slots=True)
+class EvaluateSettings:
+    """`experiments.evaluate`: measure a finished (or running) run again."""
+
+    run: str = MISSING
+    split: str = "test"
+    root: str | None = None  # another copy of the data
+    clips: int | None = None
+    batch_size: int | None = None
+    samples: int | None = None
+    lpips: bool | None = None
+    fvd: bool | None = None
+    seed: int = 0
+
+
+@dataclasses.dataclass(slots=True)
+class SampleSettings:
+    """`experiments.sample`: write rollouts as npz (real, fake) and videos."""
+
+    run: str = MISSING
+    split: str = "test"
+    root: str | None = None
+    clips: int = 16
+    batch_size: int | None = None
+    context: int | None = None  # with `actions`, one rollout; without, those of the run's configuration
+    actions: bool = True
+    length: int | None = None  # frames in all; the clip's own length by default
+    samples: int = 1
+    temperature: float = 1.0
+    seed: int = 0
+
+
+@dataclasses.dataclass(slots=True)
+class ReportSettings:
+    """`experiments.report`: write report.html of a run again."""
+
+    run: str = MISSING
+
+
+@dataclasses.dataclass(slots=True)
+class PrepareSettings:
+    """`experiments.prepare`: convert a data set once to ArrayRecord."""
+
+    data: DataSettings = MISSING
+    out: str = MISSING
+    splits: list[str] = dataclasses.field(default_factory=lambda: ["train", "test"])
+    workers: int = 2
+    format: str = "array_record"  # array_record | teco (the published npz layout)
+
+
+SCHEMAS = {
+    "train": RunSettings,
+    "evaluate": EvaluateSettings,
+    "sample": SampleSettings,
+    "report": ReportSettings,
+    "prepare": PrepareSettings,
+}
+
+
+def register() -> None:
+    """Put every schema where the YAML files of `conf` look for it."""
+    store = ConfigStore.instance()
+    for name, schema in SCHEMAS.items():
+        store.store(name=f"{name}_schema", node=schema)
+    store.store(group="data", name="schema", node=DataSettings)
+    store.store(group="optim", name="schema", node=OptimSettings)
+    store.store(group="mesh", name="schema", node=MeshSettings)
+    store.store(group="logger", name="schema", node=LoggerSettings)

@@ -1,0 +1,182 @@
+"""From what Hydra composed to a typed run: every mistake is found here, before anything is built."""
+
+import dataclasses
+import os
+import pathlib
+import typing
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.schema import SCHEMAS, RunSettings
+from slotzoo.errors import ConfigError, nearest
+
+
+CONF = pathlib.Path(__file__).parent.parent / "conf"
+S = TypeVar("S")
+
+CHOICES = {
+    "scale": ("auto", "paper", "tiny"),
+    "task": ("tokenizer", "video_prediction"),
+    "data.on_error": ("raise", "skip"),
+    "optim.schedule": ("warmup_cosine", "constant"),
+    "train.precision": ("float32", "bfloat16"),
+    "mesh.strategy": ("replicated", "fsdp"),
+    "logger.progress": ("auto", "bar", "plain"),
+    "split": ("train", "test"),
+    "format": ("array_record", "teco"),
+}
+POSITIVE = (
+    "data.length",
+    "data.size",
+    "data.clips",
+    "data.test_clips",
+    "train.steps",
+    "train.batch_size",
+    "train.accumulate",
+    "train.log_every",
+    "train.evaluate_every",
+    "train.save_every",
+    "train.keep",
+    "eval.clips",
+    "eval.batch_size",
+    "eval.samples",
+    "mesh.model",
+    "optim.learning_rate",
+)
+
+
+def check_overrides(command: str, arguments: Sequence[str]) -> None:
+    """Refuse a misspelt key of the command line, naming the nearest right one.
+
+    Hydra's own message advises a leading `+`, which would only hide the mistake.
+    """
+    for argument in arguments:
+        key, eq, _ = argument.partition("=")
+        if argument.startswith("-") or not eq:
+            continue
+        path = key.lstrip("+~").split("@")[0]
+        if path.startswith("hydra") or "/" in path or path == "exp" or (CONF / path).is_dir():
+            continue
+        _check_path(SCHEMAS[command], path)
+
+
+def _check_path(schema: type, path: str) -> None:
+    node: Any = schema
+    walked: list[str] = []
+    for part in path.split("."):
+        if not dataclasses.is_dataclass(node):
+            return  # an open mapping (model fields, task options): checked by the model's own Config
+        fields = typing.get_type_hints(node)
+        if part not in fields:
+            where = f"in '{'.'.join(walked)}'" if walked else "at the top level"
+            known = ", ".join(fields)
+            raise ConfigError(
+                f"Unknown key '{path}': there is no '{part}' {where}.{nearest(part, fields)} Known: {known}."
+            )
+        walked.append(part)
+        node = fields[part]
+
+
+def with_scale(config: DictConfig, overrides: Iterable[str], accelerator: bool) -> DictConfig:
+    """Resolve `scale=auto` and apply the experiment's `tiny` section; what the user typed wins over both."""
+    config = typing.cast(DictConfig, config.copy())
+    if config.scale == "auto":
+        config.scale = "paper" if accelerator else "tiny"
+    if config.scale == "tiny":
+        if not config.tiny:
+            raise ConfigError("This experiment has no tiny scale; run it with scale=paper.")
+        typed = [o for o in overrides if _is_value(o)]
+        try:
+            config = typing.cast(
+                DictConfig,
+                OmegaConf.merge(config, config.tiny, OmegaConf.from_dotlist([o.lstrip("+") for o in typed])),
+            )
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"The experiment's tiny section does not fit: {_first_line(error)}") from error
+        config.scale = "tiny"
+        if not any(o.startswith("name=") for o in typed):
+            config.name = f"{config.name}_tiny"
+    config.tiny = {}
+    return config
+
+
+def _is_value(override: str) -> bool:
+    key = override.split("=")[0].lstrip("+")
+    return "=" in override and not override.startswith("~") and key != "exp" and not (CONF / key).is_dir()
+
+
+def settings(config: DictConfig, schema: type[S]) -> S:
+    """Turn a composed configuration into its dataclass: nothing missing, choices known, sizes consistent."""
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        hint = ""
+        if schema is RunSettings and not {"name", "task"}.isdisjoint(missing):
+            experiments = ", ".join(sorted(p.stem for p in (CONF / "exp").glob("*.yaml")))
+            hint = f" Choose an experiment with +exp=NAME, one of: {experiments}."
+        raise ConfigError(f"Missing value{'s' if len(missing) > 1 else ''}: {', '.join(missing)}.{hint}")
+    try:
+        OmegaConf.resolve(config)
+        result = typing.cast(S, OmegaConf.to_object(config))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"The configuration does not fit its schema: {_first_line(error)}") from error
+    except (TypeError, AttributeError) as error:  # a key that the slotted dataclass does not have
+        raise ConfigError(f"The configuration has a key that its schema does not know: {error}.") from error
+    _check_values(result)
+    if isinstance(result, RunSettings):
+        _check_run(result)
+    return result
+
+
+def _check_values(result: Any) -> None:
+    plain = flat(dataclasses.asdict(result))
+    for key, allowed in CHOICES.items():
+        value = plain.get(key)
+        if value is not None and value not in allowed:
+            raise ConfigError(
+                f"{key}={value}: unknown.{nearest(str(value), allowed)} Choose one of: {', '.join(allowed)}."
+            )
+    for key in POSITIVE:
+        value = plain.get(key)
+        if value is not None and value <= 0:
+            raise ConfigError(f"{key}={value}: must be positive.")
+
+
+def _check_run(run: RunSettings) -> None:
+    if "name" not in run.model:
+        raise ConfigError(
+            "model: has no 'name'; write model.name=... or choose model=... (a file of conf/model)."
+        )
+    batch, parts = run.train.batch_size, run.train.accumulate
+    if batch % parts:
+        raise ConfigError(f"train.batch_size={batch} is not a multiple of train.accumulate={parts}.")
+    for rollout in run.eval.rollouts:
+        if not 1 <= rollout.context < run.data.length:
+            raise ConfigError(
+                f"eval.rollouts: a context of {rollout.context} frames leaves nothing to predict in clips of "
+                f"data.length={run.data.length} frames; choose 1 to {run.data.length - 1}."
+            )
+    if run.data.root is not None and not os.path.isdir(os.path.expanduser(run.data.root)):
+        raise ConfigError(
+            f"data.root={run.data.root}: no such folder; give the folder of the published data set."
+        )
+    given = [name for name in ("run", "weights") if getattr(run.tokenizer, name) is not None]
+    if len(given) == 2:
+        raise ConfigError("tokenizer.run and tokenizer.weights are both given; give one of them.")
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping with dotted keys."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
