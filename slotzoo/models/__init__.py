@@ -1,0 +1,10 @@
+"""The systems of the zoo, one file each, and the functions that create them by name."""
+
+from slotzoo.models.registry import (
+    ModelCard as ModelCard,
+    create_model as create_model,
+    list_models as list_models,
+    model_card as model_card,
+    model_config as model_config,
+    register as register,
+)

@@ -1,0 +1,1 @@
+"""Checkers for the cases recorded from ConvSSM, by topic."""

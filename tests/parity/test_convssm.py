@@ -1,0 +1,32 @@
+"""The recorded numbers of ConvSSM (and of S5, on which it builds)."""
+
+import pytest
+
+from tests.parity.harness import cases, run_case
+
+
+LATER = {
+    "convlstm*": "the ConvLSTM baseline is not in the zoo yet",
+    "s5*": "the S5 baseline is not in the zoo yet",
+    "teco*": "the TECO systems are not in the zoo yet",
+    "native_ckpt/teco*": "the TECO systems are not in the zoo yet",
+    "transformer*": "the Transformer baselines are not in the zoo yet",
+    "maskgit*": "the MaskGIT prior is not in the zoo yet",
+    "klvae*": "the KL-VAE tokenizer is not in the zoo yet",
+    "favor*": "the Performer baseline is not in the zoo yet",
+    "moving_mnist*": "the Moving-MNIST generator is not in the zoo yet",
+}
+
+
+@pytest.mark.parametrize("name", cases("convssm"))
+def test_case(name):
+    run_case("convssm", name, LATER)
+
+
+def test_uncovered_file_fails(tmp_path, monkeypatch):
+    (tmp_path / "convssm").mkdir()
+    (tmp_path / "convssm" / "novel.npz").touch()
+    monkeypatch.setenv("SLOTZOO_FIXTURES", str(tmp_path))
+    assert cases("convssm") == ["novel.npz"]
+    with pytest.raises(pytest.fail.Exception, match=r"no checker.*novel\.npz"):
+        run_case("convssm", "novel.npz", LATER)
