@@ -1,0 +1,15 @@
+"""Pictures, videos and the run report: everything a person looks at."""
+
+from slotzoo.viz.images import (
+    image_grid as image_grid,
+    png_bytes as png_bytes,
+    to_uint8 as to_uint8,
+    write_png as write_png,
+)
+from slotzoo.viz.strips import labelled_rows as labelled_rows, prediction_strip as prediction_strip
+from slotzoo.viz.videos import (
+    side_by_side as side_by_side,
+    write_gif as write_gif,
+    write_mp4 as write_mp4,
+    write_video as write_video,
+)
