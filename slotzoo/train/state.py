@@ -1,0 +1,42 @@
+"""What training changes: the model, the optimiser's state, the averaged parameters and the step."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+
+
+class TrainState(eqx.Module):
+    """The state of a run. No random key is in it: keys are derived from the run's seed and `step`."""
+
+    model: PyTree
+    opt_state: PyTree
+    ema: PyTree  # the averaged floating-point arrays of the model, None elsewhere; None altogether without EMA
+    step: Int[Array, ""]
+
+    def averaged(self) -> PyTree:
+        """The model to evaluate: with the averaged parameters where there are any."""
+        return self.model if self.ema is None else eqx.combine(self.ema, self.model)
+
+
+def trainable(model: PyTree) -> PyTree:
+    """The floating-point arrays of `model`, with None in place of everything else."""
+    return eqx.filter(model, eqx.is_inexact_array)
+
+
+def init_state(
+    model: Callable[[PRNGKeyArray], PyTree],
+    optimizer: optax.GradientTransformation,
+    *,
+    key: PRNGKeyArray,
+    ema: bool = False,
+) -> TrainState:
+    """Build the state at step 0 from `model(key)`. Also runs under `eqx.filter_eval_shape`."""
+    built = model(key)
+    parameters = trainable(built)
+    # A copy, because the step donates its input: one buffer must not be given away twice.
+    averaged = jax.tree.map(jnp.copy, parameters) if ema else None
+    return TrainState(built, optimizer.init(parameters), averaged, jnp.zeros((), jnp.int32))
