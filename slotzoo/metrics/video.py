@@ -36,7 +36,7 @@ class VideoScores(NamedTuple):
     ssim: Float[Array, " entry"]
 
 
-def psnr(prediction: Images, truth: Images, *, max_value: float = 1.0) -> Float[Array, "*batch"]:
+def psnr(prediction: Images, truth: Images, *, max_value: int | float = 1.0) -> Float[Array, "*batch"]:
     """Peak signal-to-noise ratio of each image in dB: `10 log10(max_value^2 / mean((prediction - truth)^2))`.
 
     Images lie in [0, max_value]. Equal images give +inf, as in the seed; tables clamp it (see `protocol`).
@@ -50,11 +50,11 @@ def ssim(
     prediction: Images,
     truth: Images,
     *,
-    max_value: float = 1.0,
+    max_value: int | float = 1.0,
     window: int = SSIM_WINDOW,
-    sigma: float = 1.5,
-    k1: float = 0.01,
-    k2: float = 0.03,
+    sigma: int | float = 1.5,
+    k1: int | float = 0.01,
+    k2: int | float = 0.03,
 ) -> Float[Array, "*batch"]:
     """Structural similarity of each image, in [-1, 1]; 1 for equal images.
 
@@ -92,7 +92,7 @@ def ssim(
     return jnp.mean(above / below, axis=(-3, -2, -1))
 
 
-def gaussian_window(size: int = SSIM_WINDOW, sigma: float = 1.5) -> Float[np.ndarray, "size size"]:
+def gaussian_window(size: int = SSIM_WINDOW, sigma: int | float = 1.5) -> Float[np.ndarray, "size size"]:
     """The window of `ssim`: a Gaussian sampled at whole pixels, sum 1."""
     line = _gaussian(size, sigma)
     return np.outer(line, line)

@@ -22,7 +22,7 @@ COMFORTABLE = 96
 
 
 def to_uint8(
-    images: Shaped[np.ndarray, "*shape"], *, value_range: tuple[float, float] = (0.0, 1.0)
+    images: Shaped[np.ndarray, "*shape"], *, value_range: tuple[int | float, int | float] = (0.0, 1.0)
 ) -> UInt8[np.ndarray, "*shape"]:
     """Round images of `value_range` to 0..255; uint8 images are returned as they are.
 
@@ -71,7 +71,7 @@ def image_grid(
     *,
     columns: int | None = None,
     gap: int = 2,
-    value_range: tuple[float, float] = (0.0, 1.0),
+    value_range: tuple[int | float, int | float] = (0.0, 1.0),
     scale: int | None = None,
 ) -> UInt8[np.ndarray, "grid_height grid_width 3"]:
     """Lay images out in rows of `columns` (default: about square) on white."""

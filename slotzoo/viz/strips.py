@@ -31,7 +31,7 @@ def labelled_rows(
     *,
     titles: Sequence[str] = (),
     borders: Sequence[tuple[int, int, int] | None] | Mapping[str, Sequence[tuple[int, int, int] | None]] = (),
-    value_range: tuple[float, float] = (0.0, 1.0),
+    value_range: tuple[int | float, int | float] = (0.0, 1.0),
     scale: int | None = None,
 ) -> UInt8[np.ndarray, "strip_height strip_width 3"]:
     """Draw one row of images per entry of `rows`, its name on the left, `titles` above the columns.
@@ -78,7 +78,7 @@ def prediction_strip(
     *,
     context: int,
     columns: int = 12,
-    value_range: tuple[float, float] = (0.0, 1.0),
+    value_range: tuple[int | float, int | float] = (0.0, 1.0),
     scale: int | None = None,
 ) -> UInt8[np.ndarray, "strip_height strip_width 3"]:
     """The true frames above each prediction of them, at up to `columns` times, with frame numbers.
@@ -120,6 +120,8 @@ def choose_frames(length: int, context: int, columns: int) -> list[int]:
     """Frame numbers for a strip: a third of them from the context (its last frame included), the rest spread
     over what was predicted, from its first frame to its last."""
     columns = max(2, columns)
+    if length <= columns:
+        return list(range(length))
     given = min(context, max(1, columns // 3))
     predicted = min(length - context, columns - given)
     before = np.linspace(context - 1, max(0, context - max(given, context // 2)), given)

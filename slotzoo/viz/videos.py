@@ -38,7 +38,7 @@ def side_by_side(
     predictions: Mapping[str, Shaped[np.ndarray, "_predicted_time height width channel"]],
     *,
     context: int,
-    value_range: tuple[float, float] = (0.0, 1.0),
+    value_range: tuple[int | float, int | float] = (0.0, 1.0),
     scale: int | None = None,
 ) -> UInt8[np.ndarray, "time video_height video_width 3"]:
     """A video with the truth on the left and each prediction beside it, names above, the frame number below.
@@ -69,7 +69,7 @@ def side_by_side(
     return np.stack(frames)
 
 
-def gif_bytes(frames: UInt8[np.ndarray, "time height width 3"], *, fps: float = 10.0) -> bytes:
+def gif_bytes(frames: UInt8[np.ndarray, "time height width 3"], *, fps: int | float = 10) -> bytes:
     """Encode frames as an endless animated GIF (256 colours a frame)."""
     if not len(frames):
         raise ShapeError("a video needs at least one frame")
@@ -89,7 +89,9 @@ def gif_bytes(frames: UInt8[np.ndarray, "time height width 3"], *, fps: float = 
     return buffer.getvalue()
 
 
-def write_gif(path: str | Path, frames: UInt8[np.ndarray, "time height width 3"], *, fps: float = 10.0) -> Path:
+def write_gif(
+    path: str | Path, frames: UInt8[np.ndarray, "time height width 3"], *, fps: int | float = 10
+) -> Path:
     """Write an endless animated GIF."""
     return write_bytes(path, gif_bytes(frames, fps=fps))
 
@@ -103,7 +105,7 @@ def mp4_available() -> bool:
     return any(codec in av.codecs_available for codec in CODECS)
 
 
-def mp4_bytes(frames: UInt8[np.ndarray, "time height width 3"], *, fps: float = 10.0) -> bytes:
+def mp4_bytes(frames: UInt8[np.ndarray, "time height width 3"], *, fps: int | float = 10) -> bytes:
     """Encode frames as H.264 in mp4, playable in browsers. Raises DataError without the extra `video`."""
     if not len(frames):
         raise ShapeError("a video needs at least one frame")
@@ -129,13 +131,15 @@ def mp4_bytes(frames: UInt8[np.ndarray, "time height width 3"], *, fps: float = 
     return buffer.getvalue()
 
 
-def write_mp4(path: str | Path, frames: UInt8[np.ndarray, "time height width 3"], *, fps: float = 10.0) -> Path:
+def write_mp4(
+    path: str | Path, frames: UInt8[np.ndarray, "time height width 3"], *, fps: int | float = 10
+) -> Path:
     """Write an mp4 file (H.264). Raises DataError without the extra `video`."""
     return write_bytes(path, mp4_bytes(frames, fps=fps))
 
 
 def write_video(
-    path: str | Path, frames: UInt8[np.ndarray, "time height width 3"], *, fps: float = 10.0
+    path: str | Path, frames: UInt8[np.ndarray, "time height width 3"], *, fps: int | float = 10
 ) -> Path:
     """Write `path` with the suffix .mp4 where PyAV is installed and .gif elsewhere; returns the file's path."""
     path = Path(path)
