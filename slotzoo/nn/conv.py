@@ -1,0 +1,84 @@
+"""Two-dimensional convolution and resampling, channels last; any axes before height are batch."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+
+Padding = str | tuple[tuple[int, int], tuple[int, int]]
+
+
+def conv2d(
+    x: Float[Array, "*batch height width in"],
+    kernel: Float[Array, "kernel_height kernel_width in out"],
+    *,
+    stride: int = 1,
+    padding: Padding = "SAME",
+) -> Float[Array, "*batch height_out width_out out"]:
+    """Cross-correlation `y[i, j] = sum_{a, b} x[i + a, j + b] kernel[a, b]`; the kernel is cast to `x`'s dtype.
+
+    The batch axes are folded into one, which keeps it a single large convolution.
+    """
+    y = jax.lax.conv_general_dilated(
+        x.reshape(-1, *x.shape[-3:]),
+        kernel.astype(x.dtype),
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return y.reshape(*x.shape[:-3], *y.shape[1:])
+
+
+class Conv(eqx.Module):
+    """A two-dimensional convolution with an optional bias."""
+
+    weight: Float[Array, "kernel_height kernel_width in out"]
+    bias: Float[Array, " out"] | None
+    in_channels: int = eqx.field(static=True)
+    out_channels: int = eqx.field(static=True)
+    stride: int = eqx.field(static=True)
+    padding: Padding = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: Padding = "SAME",
+        use_bias: bool = True,
+        key: PRNGKeyArray,
+    ):
+        """LeCun-normal (truncated) kernel, zero bias. `padding` is "SAME", "VALID" or pairs per axis."""
+        shape = (kernel_size, kernel_size, in_channels, out_channels)
+        self.weight = jax.nn.initializers.lecun_normal()(key, shape, jnp.float32)
+        self.bias = jnp.zeros(out_channels) if use_bias else None
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.stride, self.padding = stride, padding
+
+    def __call__(
+        self, x: Float[Array, "*batch height width {self.in_channels}"]
+    ) -> Float[Array, "*batch height_out width_out {self.out_channels}"]:
+        y = conv2d(x, self.weight, stride=self.stride, padding=self.padding)
+        if self.bias is not None:
+            y = y + self.bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+        return y
+
+
+def average_pool(
+    x: Float[Array, "*batch height width channel"],
+) -> Float[Array, "*batch height_2 width_2 channel"]:
+    """The mean over 2x2 cells; height and width must be even."""
+    *batch, height, width, channel = x.shape
+    return x.reshape(*batch, height // 2, 2, width // 2, 2, channel).mean((-4, -2))
+
+
+def upsample_nearest(
+    x: Float[Array, "*batch height width channel"],
+) -> Float[Array, "*batch 2*height 2*width channel"]:
+    """Repeat every pixel into a 2x2 cell."""
+    *batch, height, width, channel = x.shape
+    cells = jnp.broadcast_to(x[..., :, None, :, None, :], (*batch, height, 2, width, 2, channel))
+    return cells.reshape(*batch, 2 * height, 2 * width, channel)
