@@ -48,13 +48,13 @@ class Conv(eqx.Module):
         *,
         stride: int = 1,
         padding: Padding = "SAME",
-        use_bias: bool = True,
+        bias: bool = True,
         key: PRNGKeyArray,
     ):
         """LeCun-normal (truncated) kernel, zero bias. `padding` is "SAME", "VALID" or pairs per axis."""
         shape = (kernel_size, kernel_size, in_channels, out_channels)
         self.weight = jax.nn.initializers.lecun_normal()(key, shape, jnp.float32)
-        self.bias = jnp.zeros(out_channels) if use_bias else None
+        self.bias = jnp.zeros(out_channels) if bias else None
         self.in_channels, self.out_channels = in_channels, out_channels
         self.stride, self.padding = stride, padding
 

@@ -14,10 +14,10 @@ class Linear(eqx.Module):
     in_size: int = eqx.field(static=True)
     out_size: int = eqx.field(static=True)
 
-    def __init__(self, in_size: int, out_size: int, *, use_bias: bool = True, key: PRNGKeyArray):
+    def __init__(self, in_size: int, out_size: int, *, bias: bool = True, key: PRNGKeyArray):
         """LeCun-normal (truncated) weights, zero bias."""
         self.weight = jax.nn.initializers.lecun_normal()(key, (in_size, out_size), jnp.float32)
-        self.bias = jnp.zeros(out_size) if use_bias else None
+        self.bias = jnp.zeros(out_size) if bias else None
         self.in_size, self.out_size = in_size, out_size
 
     def __call__(self, x: Float[Array, "*batch {self.in_size}"]) -> Float[Array, "*batch {self.out_size}"]:

@@ -34,7 +34,7 @@ class GroupNorm(eqx.Module):
     channels: int = eqx.field(static=True)
     eps: float = eqx.field(static=True)
 
-    def __init__(self, channels: int, groups: int, *, eps: float = 1e-6):
+    def __init__(self, groups: int, channels: int, *, eps: float = 1e-6):
         if channels % groups:
             raise ValueError(f"{channels} channels cannot be split into {groups} groups of equal size")
         self.scale, self.bias = jnp.ones(channels), jnp.zeros(channels)

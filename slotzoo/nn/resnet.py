@@ -23,10 +23,10 @@ class ResNetBlock(eqx.Module):
     def __init__(self, in_channels: int, out_channels: int, *, groups: int = 32, key: PRNGKeyArray):
         skip_key, key_1, key_2 = jax.random.split(key, 3)
         same = in_channels == out_channels
-        self.skip = None if same else Conv(in_channels, out_channels, 1, use_bias=False, key=skip_key)
-        self.norm_1 = GroupNorm(in_channels, groups)
+        self.skip = None if same else Conv(in_channels, out_channels, 1, bias=False, key=skip_key)
+        self.norm_1 = GroupNorm(groups, in_channels)
         self.conv_1 = Conv(in_channels, out_channels, 3, key=key_1)
-        self.norm_2 = GroupNorm(out_channels, groups)
+        self.norm_2 = GroupNorm(groups, out_channels)
         self.conv_2 = Conv(out_channels, out_channels, 3, key=key_2)
         self.in_channels, self.out_channels = in_channels, out_channels
 
