@@ -5,6 +5,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
@@ -35,7 +36,8 @@ def init_state(
     ema: bool = False,
 ) -> TrainState:
     """Build the state at step 0 from `model(key)`. Also runs under `eqx.filter_eval_shape`."""
-    built = model(key)
+    # A numpy array would count as static, be hashed with the program, and be missing from checkpoints.
+    built = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, model(key))
     parameters = trainable(built)
     # A copy, because the step donates its input: one buffer must not be given away twice.
     averaged = jax.tree.map(jnp.copy, parameters) if ema else None

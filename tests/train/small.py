@@ -1,0 +1,81 @@
+"""A linear model, its task and its data: small enough that every test of the loop is a matter of seconds."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Linear(eqx.Module):
+    weight: jax.Array
+    bias: jax.Array
+    activation: object = eqx.field(default=jax.nn.gelu)
+
+    def __init__(self, size_in: int = 8, size_out: int = 4, *, key):
+        self.weight = 0.3 * jax.random.normal(key, (size_in, size_out))
+        self.bias = jnp.zeros(size_out)
+        self.activation = jnp.tanh
+
+    def __call__(self, x):
+        return self.activation(x @ self.weight + self.bias)
+
+
+class Regression:
+    """Squared error against a target, plus noise whose only use is to depend on the key."""
+
+    def __init__(self, noise: float = 0.01, poison=None):
+        self.noise = noise
+        self.poison = poison
+        self.evaluated = []
+
+    def loss(self, model, frozen, batch, *, key, step):
+        dtype = model.weight.dtype
+        x = batch["x"].astype(dtype) * (1.0 if frozen is None else frozen["scale"].astype(dtype))
+        x = x + self.noise * jax.random.normal(key, x.shape, dtype)
+        error = (jax.vmap(model)(x) - batch["y"].astype(dtype)).astype(jnp.float32) ** 2
+        value = error.mean()
+        if self.poison is not None:
+            value = jnp.where(step == self.poison, jnp.nan, value)
+        return value, {"error": value, "bias": jnp.abs(model.bias).mean()}
+
+    def evaluate(self, model, frozen, batches, *, key, step, folder, should_stop):
+        errors = []
+        for batch in batches:
+            if should_stop():
+                break
+            errors.append(float(jnp.mean((jax.vmap(model)(batch["x"]) - batch["y"]) ** 2)))
+        (folder / "picture.txt").write_text(str(step))
+        self.evaluated.append(step)
+        return {"error": float(np.mean(errors))}
+
+
+class Batches:
+    """Endless, seeded by position, with the state of a Grain iterator."""
+
+    def __init__(self, size: int = 8, seed: int = 0, part: int = 0, parts: int = 1):
+        self.size, self.seed, self.part, self.parts, self.index = size, seed, part, parts, 0
+        self.closed = False
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        rng = np.random.default_rng([self.seed, self.index])
+        self.index += 1
+        x = rng.normal(size=(self.size * self.parts, 8)).astype(np.float32)
+        batch = {"x": x, "y": np.tanh(x[:, :4] - 0.5 * x[:, 4:])}
+        return {k: v[self.part * self.size : (self.part + 1) * self.size] for k, v in batch.items()}
+
+    def get_state(self):
+        return {"next_index": self.index}
+
+    def set_state(self, state):
+        self.index = state["next_index"]
+
+    def close(self):
+        self.closed = True
+
+
+def few(count: int = 2, size: int = 8):
+    """A factory of evaluation batches."""
+    return lambda: [next(it) for it in [Batches(size, seed=99)] for _ in range(count)]
