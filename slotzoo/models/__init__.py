@@ -8,3 +8,8 @@ from slotzoo.models.registry import (
     model_config as model_config,
     register as register,
 )
+from slotzoo.models.vqgan import (
+    VQGAN as VQGAN,
+    Discriminator as Discriminator,
+    VQGANConfig as VQGANConfig,
+)
