@@ -56,6 +56,7 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
 class DataIterator(Protocol):
     """An endless iterator over batches whose position can be saved, as `iter()` of a Grain dataset is."""
 

@@ -1,0 +1,168 @@
+import logging
+import shutil
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from slotzoo.errors import CheckpointError
+from slotzoo.train import OptimizerConfig, init_state, make_optimizer
+from slotzoo.train.checkpoint import Checkpointer, load_model, read_card
+from slotzoo.train.mesh import make_mesh, shard_batch
+from slotzoo.train.sharding import abstract, init_sharded
+from slotzoo.train.step import make_train_step
+from tests.train.small import Batches, Linear, Regression
+
+
+KEY = jax.random.key(3)
+OPTIMIZER = make_optimizer(OptimizerConfig(0.1, steps=10, warmup_steps=0))
+
+
+def make(mesh, strategy="replicated", ema=True, size=(8, 4)):
+    return init_sharded(
+        lambda k: init_state(lambda q: Linear(*size, key=q), OPTIMIZER, key=k, ema=ema),
+        KEY,
+        mesh=mesh,
+        strategy=strategy,
+    )
+
+
+def same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        if eqx.is_array(x):
+            np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+        else:
+            assert x is y
+
+
+def save_steps(folder, state, steps, **options):
+    data = Batches()
+    with Checkpointer(folder, **options) as checkpointer:
+        for step in steps:
+            data.index = step
+            checkpointer.save(step, state, data, {"config": {"name": "linear"}}, {"error": abs(step - 3.0)})
+        checkpointer.wait()
+        return checkpointer.steps()
+
+
+def test_roundtrip_is_exact_and_survives_donation(tmp_path):
+    mesh = make_mesh()
+    state = make(mesh)
+    step = make_train_step(Regression(), OPTIMIZER, mesh=mesh, ema_decay=0.9)
+    data = Batches()
+    state, _ = step(state, None, shard_batch(mesh, next(data)), KEY)
+    kept = jax.tree.map(lambda x: np.array(x) if eqx.is_array(x) else x, state)
+    with Checkpointer(tmp_path / "c") as checkpointer:
+        assert checkpointer.restore_latest(abstract(state, mesh, "replicated")) is None
+        checkpointer.save(1, state, data, {"a": [1, "x"]})
+        for _ in range(3):  # the buffers just saved are given away while the save is under way
+            state, _ = step(state, None, shard_batch(mesh, next(data)), KEY)
+        again = Batches()
+        found = checkpointer.restore_latest(abstract(state, mesh, "replicated"), again)
+    assert found is not None and found.step == 1 and found.card == {"a": [1, "x"]} and again.index == 1
+    for x, y in zip(jax.tree.leaves(kept), jax.tree.leaves(found.state), strict=True):
+        np.testing.assert_array_equal(x, np.asarray(y)) if isinstance(x, np.ndarray) else None
+    assert found.state.model.activation is jnp.tanh
+    assert read_card(tmp_path / "c") == {"a": [1, "x"]}
+
+
+def test_restores_onto_another_mesh_and_strategy(tmp_path, monkeypatch):
+    monkeypatch.setattr("slotzoo.train.sharding.FSDP_MINIMUM", 1)
+    mesh = make_mesh()
+    state = make(mesh, "fsdp")
+    save_steps(tmp_path / "c", state, [1])
+    for other, strategy, spec in [
+        (make_mesh(), "replicated", PartitionSpec()),
+        (make_mesh(model=2), "fsdp", PartitionSpec("data")),
+    ]:
+        with Checkpointer(tmp_path / "c") as checkpointer:
+            found = checkpointer.restore_latest(abstract(make(other, strategy), other, strategy))
+        assert found is not None
+        same(state, found.state)
+        assert found.state.model.weight.sharding.spec == spec
+
+
+def test_keeps_the_newest_the_periodic_and_the_best(tmp_path):
+    state = make(make_mesh(), ema=False)
+    assert save_steps(tmp_path / "c", state, range(1, 10), keep=2, keep_every=5, monitor="error") == [
+        3,
+        5,
+        8,
+        9,
+    ]
+
+
+def tear(folder, step):
+    """Lose the data files of a finished checkpoint, as a dying file system does."""
+    for data in (folder / str(step) / "model").glob("**/d"):
+        shutil.rmtree(data)
+
+
+def test_torn_newest_is_skipped_with_a_warning_and_its_step_can_be_saved_again(tmp_path, caplog):
+    mesh, folder = make_mesh(), tmp_path / "c"
+    state = make(mesh)
+    save_steps(folder, state, [1, 2])
+    tear(folder, 2)
+    data = Batches()
+    with Checkpointer(folder) as checkpointer, caplog.at_level(logging.WARNING):
+        found = checkpointer.restore_latest(abstract(state, mesh, "replicated"), data)
+        assert found is not None and found.step == 1 and data.index == 1
+        assert (
+            "The checkpoint of step 2 cannot be read" in caplog.text and "going on from step 1" in caplog.text
+        )
+        checkpointer.save(2, state, data, {})
+        checkpointer.wait()
+        assert checkpointer.steps() == [1, 2]
+
+
+def test_nothing_readable_is_an_error_not_a_fresh_start(tmp_path):
+    mesh, folder = make_mesh(), tmp_path / "c"
+    state = make(mesh)
+    save_steps(folder, state, [1, 2])
+    tear(folder, 1), tear(folder, 2)
+    with Checkpointer(folder) as checkpointer:
+        with pytest.raises(CheckpointError, match="none can be read.*step 2.*step 1.*does not start over"):
+            checkpointer.restore_latest(abstract(state, mesh, "replicated"))
+    with pytest.raises(CheckpointError, match="No checkpoint in .* can be read"):
+        load_model(folder, state.model)
+
+
+def test_another_model_is_named(tmp_path):
+    mesh = make_mesh()
+    save_steps(tmp_path / "c", make(mesh), [1])
+    other = make(mesh, size=(8, 12))
+    with Checkpointer(tmp_path / "c") as checkpointer:
+        with pytest.raises(
+            CheckpointError, match=r"model.bias has shape \(4,\) there, and shape \(12,\) is wanted"
+        ):
+            checkpointer.restore_latest(abstract(other, mesh, "replicated"))
+
+
+def test_model_alone_and_its_average(tmp_path):
+    mesh = make_mesh()
+    state = make(mesh)
+    state = eqx.tree_at(lambda s: s.ema.weight, state, state.ema.weight + 1)
+    save_steps(tmp_path / "c", state, [4])
+    shapes = eqx.filter_eval_shape(lambda k: Linear(key=k), KEY)
+    model, step = load_model(tmp_path / "c", shapes)
+    same(state.averaged(), model)
+    assert step == 4
+    plain, _ = load_model(tmp_path / "c", shapes, prefer_ema=False)
+    same(state.model, plain)
+    with pytest.raises(CheckpointError, match="There is no checkpoint in"):
+        load_model(tmp_path / "empty", shapes)
+
+
+def test_leftovers_of_a_killed_save_are_ignored_and_cleaned(tmp_path):
+    mesh, folder = make_mesh(), tmp_path / "c"
+    state = make(mesh)
+    save_steps(folder, state, [1])
+    (folder / "2.orbax-checkpoint-tmp").mkdir()
+    (folder / "2.orbax-checkpoint-tmp" / "model").mkdir()
+    assert load_model(folder, state.model)[1] == 1
+    with Checkpointer(folder) as checkpointer:
+        assert checkpointer.steps() == [1]
+        assert not list(folder.glob("*tmp*"))
