@@ -1,7 +1,7 @@
 """The front door to the data sets: `open_source(name, split, root=...)`.
 
-Every name stands for a published data set and for an embedded double with the same element specification. With a
-`root` the published one is read; without, the double is generated, and its `provenance` says so.
+Every name stands for a published data set and for an embedded double with the same element specification. With
+a `root` the published one is read; without, the double is generated, and its `provenance` says so.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any, Literal
 
+from slotzoo.data.cache import cached
 from slotzoo.data.spec import Source
 from slotzoo.data.synthetic.maze import MazeSource
 from slotzoo.errors import ConfigError, nearest
@@ -44,7 +45,8 @@ def open_source(
 ) -> Source:
     """Open one split of a data set.
 
-    Options belong to the double (`length`, `size`, `clips`, `seed`, ...). An unknown name or option is a `ConfigError`.
+    Options belong to the double (`length`, `size`, `clips`, `seed`, ...), which is kept in the folder `cache`
+    if one is given. An unknown name or option is a `ConfigError`.
     """
     if name not in _ENTRIES:
         raise ConfigError(
@@ -59,4 +61,5 @@ def open_source(
             )
     if root is not None:
         raise ConfigError(f"Data set {name!r} cannot be read from a folder ({root}); leave root empty.")
-    return entry.double(split, **options)
+    double = entry.double(split, **options)
+    return double if cache is None else cached(double, cache, split)

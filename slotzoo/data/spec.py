@@ -18,7 +18,8 @@ class FieldSpec:
     """One field of a record.
 
     `shape` has `None` where the length varies between records; `low` and `high` are inclusive bounds, `None`
-    where the dtype is the only bound. With `time`, the leading axis is time; all such fields of a record agree on it.
+    where the dtype is the only bound. With `time` the leading axis is time, equally long in all fields that
+    have it.
     """
 
     shape: tuple[int | None, ...]

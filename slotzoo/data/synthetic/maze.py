@@ -4,7 +4,6 @@ It has the element specification of the published set (64 x 64 frames, six actio
 mazes, walked by an agent that goes to random places by the shortest way and so comes back to old sights.
 """
 
-import functools
 import hashlib
 import json
 from typing import Literal
@@ -57,7 +56,7 @@ class MazeSource:
         options = f"length={self.length}, size={self.size}, clips={self.clips}, seed={self.seed}"
         return f"MazeSource({self.split!r}, {options}, depth={self.depth}, layout={self.layout!r})"
 
-    @functools.cached_property
+    @property
     def spec(self) -> dict[str, FieldSpec]:
         fields = dmlab_spec(self.size)
         if self.depth:
@@ -66,7 +65,7 @@ class MazeSource:
             )
         return fields
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
         identity = json.dumps([VERSION, repr(self), texture_hash()])
         return hashlib.sha256(identity.encode()).hexdigest()[:16]

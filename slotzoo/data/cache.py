@@ -1,0 +1,44 @@
+"""Embedded doubles on disk: made once, then read."""
+
+import logging
+import pathlib
+
+import numpy as np
+
+from slotzoo.data.prepare import Progress, prepare
+from slotzoo.data.sources.array_record import ArrayRecordSource
+from slotzoo.data.spec import Source
+from slotzoo.errors import DataError
+
+
+log = logging.getLogger(__name__)
+
+
+def cached(
+    source: Source, cache: str | pathlib.Path, split: str, *, progress: Progress | None = None
+) -> Source:
+    """The same records from `<cache>/<name>-<split>-<fingerprint>`, written there first if they are not yet.
+
+    The first record is made again and compared, so that a cache of an older generator is never taken for a new
+    one. Where the cache cannot be written, a warning says so and the records are made anew each time.
+    """
+    folder = pathlib.Path(cache).expanduser() / f"{source.name}-{split}-{source.fingerprint}"
+    try:
+        stored = prepare(source, folder, progress=progress)
+        if not _same_first(source, stored):
+            stored.close()
+            log.warning("%s was written by another version of the generator; making it again", folder)
+            for path in folder.iterdir():
+                path.unlink()
+            stored = prepare(source, folder, progress=progress)
+        return stored
+    except (DataError, OSError) as error:
+        log.warning("the cache is not used, clips are made anew each time: %s", error)
+        return source
+
+
+def _same_first(source: Source, stored: ArrayRecordSource) -> bool:
+    if len(source) != len(stored):
+        return False
+    made, read = source[0], stored[0]
+    return made.keys() == read.keys() and all(np.array_equal(made[name], read[name]) for name in made)
