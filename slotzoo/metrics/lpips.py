@@ -30,6 +30,8 @@ VGG: tuple[Step, ...] = (
     *(*_TWICE, *_HALVE, *_TWICE, *_HALVE),
     *(*_THRICE, *_HALVE, *_THRICE, *_HALVE, *_THRICE),
 )
+# Pixels a side below which nothing is left to compare after the last pooling.
+MIN_SIZE = {"alex": 31, "vgg": 16}
 Precision = Literal["highest", "high", "default"]
 
 
@@ -94,7 +96,7 @@ class LPIPS(eqx.Module):
                 if min(x.shape[1:3]) < a:
                     raise ShapeError(
                         f"LPIPS with {self.net!r} cannot look at images of {images.shape[1]}x{images.shape[2]} "
-                        f"pixels: use at least {31 if self.net == 'alex' else 16} a side"
+                        f"pixels: use at least {MIN_SIZE[self.net]} a side"
                     )
                 x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, a, a, 1), (1, b, b, 1), "VALID")
                 continue
