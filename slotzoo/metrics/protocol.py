@@ -1,6 +1,7 @@
 """The evaluation protocol of video prediction, over any number of batches, with trivial baselines beside it."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -157,13 +158,10 @@ class VideoProtocol:
         return found
 
     def scalars(self) -> dict[str, float]:
-        """The means as flat names for a log: "psnr", "best psnr" (of n samples), "repeat last frame psnr" ...
-
-        The first model's mean has no prefix.
-        """
+        """The means as flat names for a log: "psnr" (first model), "repeat_last_frame/psnr" and so on."""
         flat: dict[str, float] = {}
         for i, (name, entry) in enumerate(self.result().items()):
-            prefix = "" if i == 0 else f"{name.replace(' ', '_')}/"
+            prefix = "" if i == 0 else f"{re.sub('[^a-zA-Z0-9]+', '_', name)}/"
             flat |= {prefix + k.lower(): v for k, v in entry.items() if k in HIGHER_IS_BETTER}
         return flat
 

@@ -34,33 +34,37 @@ CODECS = ("libx264", "h264", "libopenh264")
 
 
 def side_by_side(
-    truth: Shaped[np.ndarray, "time height width channel"],
-    predictions: Mapping[str, Shaped[np.ndarray, "_predicted_time height width channel"]],
+    clips: Mapping[str, Shaped[np.ndarray, "_time height width channel"]],
     *,
     context: int,
     value_range: tuple[int | float, int | float] = (0.0, 1.0),
     scale: int | None = None,
 ) -> UInt8[np.ndarray, "time video_height video_width 3"]:
-    """A video with the truth on the left and each prediction beside it, names above, the frame number below.
+    """A video with clips next to each other, their names above and the frame number below.
 
+    The first clip is the truth; another one may lack the `context` given frames, which are then taken from it.
     The border is blue while the model is given the frames and orange from the first predicted one on.
     """
-    clips = {"truth": to_uint8(as_rgb(truth), value_range=value_range)}
-    for name, frames in predictions.items():
-        clips[name] = to_uint8(as_rgb(whole_clip(truth, frames, context)), value_range=value_range)
-    length, height, width, _ = clips["truth"].shape
+    if not clips:
+        raise ShapeError("a video side by side needs at least one clip")
+    truth = next(iter(clips.values()))
+    pictures = {}
+    for name, frames in clips.items():
+        whole = frames if len(frames) == len(truth) else whole_clip(truth, frames, context)
+        pictures[name] = to_uint8(as_rgb(whole), value_range=value_range)
+    length, height, width, _ = truth.shape
     scale = scale or comfortable_scale(height, width)
-    cell = max(width * scale + 2 * BORDER, *(text_width(name, TEXT) + 8 for name in clips)) + 4
+    cell = max(width * scale + 2 * BORDER, *(text_width(name, TEXT) + 8 for name in pictures)) + 4
     tall = height * scale + 2 * BORDER
-    blank = np.empty((TEXT + 6 + tall + TEXT + 8, cell * len(clips), 3), np.uint8)
+    blank = np.empty((TEXT + 6 + tall + TEXT + 8, cell * len(pictures), 3), np.uint8)
     blank[:] = np.asarray(PAPER, np.uint8)
-    for column, name in enumerate(clips):
+    for column, name in enumerate(pictures):
         blank = write_text(blank, name, left=column * cell + 4, top=2, size=TEXT)
     frames = []
     for time in range(length):
         canvas = blank.copy()
         given = time < context
-        for column, clip in enumerate(clips.values()):
+        for column, clip in enumerate(pictures.values()):
             framed = bordered(enlarge(clip[time], scale), CONTEXT if given else PREDICTED, BORDER)
             left = column * cell + 2
             canvas[TEXT + 6 : TEXT + 6 + tall, left : left + framed.shape[1]] = framed

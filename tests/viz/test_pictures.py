@@ -101,10 +101,15 @@ def test_whole_clip_takes_the_given_frames_from_the_truth():
 
 def test_side_by_side_and_gif(tmp_path):
     truth = clip(7)
-    frames = side_by_side(truth, {"model": truth[3:]}, context=3)
+    frames = side_by_side({"truth": truth, "model": truth[3:]}, context=3)
     assert frames.dtype == np.uint8 and frames.shape[0] == 7
     assert all(np.any(np.all(f == CONTEXT, -1)) for f in frames[:3])
     assert not any(np.any(np.all(f == CONTEXT, -1)) for f in frames[3:])
+    np.testing.assert_array_equal(side_by_side({"truth": truth, "model": truth}, context=3), frames)
+    with pytest.raises(ShapeError, match="has 2 frames; expected 7"):
+        side_by_side({"truth": truth, "model": truth[:2]}, context=3)
+    with pytest.raises(ShapeError, match="at least one clip"):
+        side_by_side({}, context=3)
     path = write_gif(tmp_path / "a.gif", frames, fps=8)
     with Image.open(path) as picture:
         assert picture.n_frames == 7 and picture.info["loop"] == 0
