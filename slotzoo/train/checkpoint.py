@@ -88,7 +88,7 @@ class Checkpointer:
         state: TrainState,
         data_iterator: DataIterator,
         card: Mapping[str, Any],
-        metrics: Mapping[str, float] | None = None,
+        metrics: Mapping[str, Any] | None = None,
     ) -> None:
         """Start writing step `step`; returns once the arrays are copied, so that training can go on.
 
@@ -101,7 +101,7 @@ class Checkpointer:
         items: dict[str, Any] = {
             name: ocp.args.StandardSave(_named(tree)) for name, tree in _items(state).items()
         }
-        states = _gather(_to_json(data_iterator.get_state()))
+        states = gather(_to_json(data_iterator.get_state()))
         items["data"] = ocp.args.JsonSave({"processes": len(states), "states": states})
         items["card"] = ocp.args.JsonSave(dict(card))
         value = None if metrics is None or self._monitor is None else _monitored(metrics, self._monitor)
@@ -145,7 +145,7 @@ class Checkpointer:
                 found = self._restore(step, state)
             except Exception as error:  # Orbax raises many kinds; each is reported, none is swallowed
                 problem = _difference(self.folder / str(step), state.model) or _reason(error)
-            if all(_gather(found is not None)) and found is not None:
+            if all(gather(found is not None)) and found is not None:
                 for broken, why in problems:
                     log.warning(
                         "The checkpoint of step %d cannot be read (%s); going on from step %d.",
@@ -196,7 +196,7 @@ class Checkpointer:
             # A half-written folder would only keep a full disk full.
             for rest in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
                 shutil.rmtree(rest, ignore_errors=True)
-        good = _finished_steps(self.folder)
+        good = saved_steps(self.folder)
         last = f"The last good checkpoint is step {good[-1]}" if good else "There is no earlier checkpoint"
         return CheckpointError(
             f"The checkpoint of step {step} could not be written to {self.folder}: {_reason(error)}. {last}; "
@@ -210,7 +210,7 @@ class Checkpointer:
             target.parent.mkdir(exist_ok=True)
             shutil.rmtree(target, ignore_errors=True)
             (self.folder / str(step)).rename(target)
-        _gather(True)
+        gather(True)
         self._manager.reload()
 
 
@@ -224,7 +224,7 @@ def load_model(
     the run kept them. Nothing in `folder` is changed, so that a run may go on meanwhile.
     """
     folder = Path(folder).absolute()
-    steps = _finished_steps(folder) if step is None else [step]
+    steps = saved_steps(folder) if step is None else [step]
     if not steps:
         raise CheckpointError(f"There is no checkpoint in {folder}.")
     problems = []
@@ -246,7 +246,7 @@ def load_model(
 def read_card(folder: str | Path, step: int | None = None) -> dict[str, Any]:
     """Return the card saved with the newest checkpoint (or with `step`): plain data, nothing is run from it."""
     folder = Path(folder).absolute()
-    steps = _finished_steps(folder) if step is None else [step]
+    steps = saved_steps(folder) if step is None else [step]
     if not steps:
         raise CheckpointError(f"There is no checkpoint in {folder}.")
     path = folder / str(steps[-1]) / "card" / "metadata"
@@ -332,14 +332,14 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}"
 
 
-def _finished_steps(folder: Path) -> list[int]:
+def saved_steps(folder: Path) -> list[int]:
     """Finished checkpoints: Orbax renames a folder to its bare number once everything in it is written."""
     if not folder.is_dir():
         return []
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir())
 
 
-def _monitored(metrics: Mapping[str, float], monitor: str) -> float | None:
+def _monitored(metrics: Mapping[str, Any], monitor: str) -> float | None:
     name = monitor.removeprefix("-")
     value = metrics.get(name)
     if value is None or not np.isfinite(value):
@@ -366,7 +366,7 @@ def _own_position(data: Any, step: int) -> Any:
     )
 
 
-def _gather(value: Any) -> list[Any]:
+def gather(value: Any) -> list[Any]:
     """The plain value of every process, in order."""
     if jax.process_count() == 1:
         return [value]

@@ -32,17 +32,17 @@ class OptimizerConfig:
       first pattern that fits a leaf counts, 0 freezes it.
     """
 
-    learning_rate: float
+    learning_rate: float | int
     steps: int
     schedule: str = "warmup_cosine"
     warmup_steps: int = 5000
     seed_schedule: bool = False
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 1e-5
+    b1: float | int = 0.9
+    b2: float | int = 0.95
+    eps: float | int = 1e-8
+    weight_decay: float | int = 1e-5
     decay_all: bool = True
-    clip_norm: float | None = None
+    clip_norm: float | int | None = None
     rates: Mapping[str, float | int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):

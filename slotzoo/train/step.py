@@ -96,7 +96,7 @@ def make_train_step(
     strategy: str = "replicated",
     accumulate: int = 1,
     precision: Precision = "float32",
-    ema_decay: float | None = None,
+    ema_decay: float | int | None = None,
     remat: bool = False,
     learning_rate: Schedule | None = None,
 ) -> TrainStep:

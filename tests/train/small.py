@@ -35,7 +35,7 @@ class Regression:
         error = (jax.vmap(model)(x) - batch["y"].astype(dtype)).astype(jnp.float32) ** 2
         value = error.mean()
         if self.poison is not None:
-            value = jnp.where(step == self.poison, jnp.nan, value)
+            value = value * jnp.where(step == self.poison, jnp.nan, 1.0)
         return value, {"error": value, "bias": jnp.abs(model.bias).mean()}
 
     def evaluate(self, model, frozen, batches, *, key, step, folder, should_stop):
