@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -9,13 +10,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from slotzoo.errors import ShapeError
-from slotzoo.ops.linear_scan import associative, reference
+from slotzoo.errors import ConfigError, ShapeError
+from slotzoo.ops.linear_scan import associative, pallas_gpu, reference, sequential
 from slotzoo.ops.linear_scan.planes import Planes, count
 from slotzoo.ops.sharding import per_device
 
 
-Implementation = Literal["auto", "reference", "associative"]
+Implementation = Literal["auto", "reference", "sequential", "associative", "pallas"]
 
 
 def linear_scan(
@@ -27,6 +28,7 @@ def linear_scan(
     reset: Bool[Array, "time"] | Bool[Array, "time *space"] | None = None,
     planes: Planes = "real",
     implementation: Implementation = "auto",
+    interpret: bool = False,
 ) -> Float[Array, "time *space channel"]:
     """x_t = a_t x_{t-1} + u_t for all t, elementwise over space and channels.
 
@@ -38,15 +40,17 @@ def linear_scan(
     - `reset`: where True, the state that comes in is dropped: x_t = u_t. Per step, or per step and place.
     - `planes`: `"complex"` if the last axis of `a`, `u`, `x0` and of the result holds a complex state as the
       halves `[re | im]`, so that `channel` is twice the number of complex channels.
-    - `implementation`: `"reference"` is one `jax.lax.scan`, `"associative"` a `jax.lax.associative_scan`;
-      `"auto"` takes the fastest on the platform that it is compiled for.
+    - `implementation`: `"reference"` is one `jax.lax.scan`, `"sequential"` the same loop laid out for CPUs,
+      `"associative"` a `jax.lax.associative_scan`, `"pallas"` a kernel for NVIDIA GPUs from Hopper on. `"auto"`
+      takes the fastest that can run on the platform that the program is compiled for.
+    - `interpret`: run the kernel of `"pallas"` in Pallas's interpreter, anywhere and slowly (for tests).
 
     **Returns** all states x, in the dtype of `u`. The state itself is float32 at least, whatever the inputs.
 
     Differentiable once, in reverse mode, in all array arguments: every implementation shares one VJP rule, in
     which the cotangent of `u` is the same recurrence run the other way with conj(a).
 
-    **Raises** `ShapeError` if shapes do not fit together.
+    **Raises** `ShapeError` if shapes do not fit together, `ConfigError` if a named implementation cannot run.
     """
     time, *space, channel = u.shape
     if channel % count(planes):
@@ -59,8 +63,11 @@ def linear_scan(
     state = jnp.zeros((rows, channel), dtype) if x0 is None else jnp.reshape(x0, (rows, channel)).astype(dtype)
     if time == 0:
         return u
-    options = _Options(planes, reverse, implementation)
-    return _scan(options, a, u.reshape(time, rows, channel), state).reshape(u.shape)
+    options = _Options(planes, reverse, implementation, interpret)
+    u_ = u.reshape(time, rows, channel)
+    if implementation == "pallas":
+        _require_kernel(u_, dtype, planes, interpret)
+    return _scan(options, a, u_, state).reshape(u.shape)
 
 
 def _decay(a: Array, reset: Array | None, shape: tuple[int, ...]) -> Array:
@@ -87,10 +94,21 @@ def _decay(a: Array, reset: Array | None, shape: tuple[int, ...]) -> Array:
     return a.reshape(time, -1, channel)
 
 
+def _require_kernel(u: Array, dtype: Any, planes: Planes, interpret: bool) -> None:
+    reason = pallas_gpu.unfit(u, dtype, planes)
+    if reason is None and not interpret and not pallas_gpu.compiling_for_gpu():
+        reason = f"the platform is {jax.default_backend()!r} and the kernel is written for NVIDIA GPUs"
+    if reason is not None:
+        raise ConfigError(
+            f"linear_scan(implementation='pallas') cannot run: {reason}. 'auto' takes one that can."
+        )
+
+
 class _Options(NamedTuple):
     planes: Planes
     reverse: bool
     implementation: Implementation
+    interpret: bool
 
 
 def _primal(options: _Options, a: Array, u: Array, x0: Array) -> Array:
@@ -112,14 +130,27 @@ _scan.defvjp(_scan_forward, _scan_backward)
 
 
 def _run(direction: Literal["forward", "backward"], options: _Options, *args: Array):
-    keywords = {"planes": options.planes, "reverse": options.reverse}
-    sequential = functools.partial(getattr(reference, direction), **keywords)
-    parallel = functools.partial(getattr(associative, direction), **keywords)
+    """The chosen implementation's `direction` on each device's part of `args`."""
+
+    def of(module: Any, **extra: bool) -> Callable[..., Any]:
+        fn = getattr(module, direction)
+        return functools.partial(fn, planes=options.planes, reverse=options.reverse, **extra)
+
     match options.implementation:
         case "reference":
-            chosen = sequential
+            chosen = of(reference)
+        case "sequential":
+            chosen = of(sequential)
         case "associative":
-            chosen = parallel
-        case _:
-            chosen = lambda *args: lax.platform_dependent(*args, cpu=sequential, default=parallel)
+            chosen = of(associative)
+        case "pallas" if options.interpret:
+            chosen = of(pallas_gpu, interpret=True)
+        case "pallas":
+            chosen = of(pallas_gpu)
+        case "auto":
+            choices = {"cpu": of(sequential), "default": of(associative)}
+            if pallas_gpu.unfit(args[1], args[2].dtype, options.planes) is None:
+                choices["cuda"] = of(pallas_gpu)
+            # Decided when the program is lowered: one compiled elsewhere for a GPU has the kernel in it.
+            chosen = lambda *args: lax.platform_dependent(*args, **choices)
     return per_device(chosen)(*args)
