@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from slotzoo.data.prepare import prepare as prepare, verify as verify
+from slotzoo.data.preparation import prepare as prepare, verify as verify
 from slotzoo.data.registry import list_sources as list_sources, open_source as open_source
 from slotzoo.data.spec import FieldSpec as FieldSpec, Record as Record, Source as Source
 

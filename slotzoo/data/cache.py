@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from slotzoo.data.prepare import Progress, prepare
+from slotzoo.data.preparation import Progress, prepare
 from slotzoo.data.sources.array_record import ArrayRecordSource
 from slotzoo.data.spec import Source
 from slotzoo.errors import DataError

@@ -19,7 +19,7 @@ def _padded(size: int) -> int:
 
 def encode(record: Record) -> bytes:
     """Fields in sorted order, so that equal records are equal bytes; little-endian, C order."""
-    arrays = {name: np.ascontiguousarray(record[name]) for name in sorted(record)}
+    arrays = {name: np.asarray(record[name], order="C") for name in sorted(record)}
     arrays = {name: x.astype(x.dtype.newbyteorder("<"), copy=False) for name, x in arrays.items()}
     header = json.dumps([[name, x.dtype.str, x.shape] for name, x in arrays.items()]).encode()
     parts = [_MAGIC, struct.pack("<I", len(header)), header]

@@ -10,9 +10,15 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from slotzoo.data.cache import cached
+from slotzoo.data.preparation import Progress
+from slotzoo.data.sources.array_record import MANIFEST, ArrayRecordSource
+from slotzoo.data.sources.folders import checked_root
+from slotzoo.data.sources.teco import TecoSource
+from slotzoo.data.sources.tfds import EncodedSource
 from slotzoo.data.spec import Source
 from slotzoo.data.synthetic.maze import MazeSource
-from slotzoo.errors import ConfigError, nearest
+from slotzoo.data.synthetic.tokens import MazeTokenSource
+from slotzoo.errors import ConfigError, DataError, nearest
 
 
 Split = Literal["train", "test"]
@@ -20,15 +26,23 @@ Split = Literal["train", "test"]
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """How a name is opened: `double(split, **options)`; `options` names those that the double takes."""
+    """How a name is opened: `reader(root, split)` or `double(split, **options)`; `options` are the double's."""
 
+    reader: Callable[[pathlib.Path, Split], Source]
     double: Callable[..., Source]
     options: tuple[str, ...]
     title: str
 
 
-_MAZE = ("length", "size", "clips", "seed", "depth", "layout")
-_ENTRIES = {"dmlab": Entry(MazeSource, _MAZE, "DMLab mazes (TECO), 64 x 64 video with actions")}
+_VIDEO = ("length", "size", "clips", "seed")
+_ENTRIES = {
+    "dmlab": Entry(
+        TecoSource, MazeSource, (*_VIDEO, "depth", "layout"), "DMLab mazes (TECO): 64 x 64 video and actions"
+    ),
+    "dmlab_encoded": Entry(
+        EncodedSource, MazeTokenSource, _VIDEO, "DMLab mazes (TECO) as 16 x 16 VQ-GAN tokens and actions"
+    ),
+}
 
 
 def list_sources() -> tuple[str, ...]:
@@ -41,12 +55,15 @@ def open_source(
     *,
     root: str | pathlib.Path | None = None,
     cache: str | pathlib.Path | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> Source:
     """Open one split of a data set.
 
-    Options belong to the double (`length`, `size`, `clips`, `seed`, ...), which is kept in the folder `cache`
-    if one is given. An unknown name or option is a `ConfigError`.
+    `root` is the published folder or one that `prepare` wrote (`<root>/<split>/manifest.json`). Without it the
+    double is generated; the `options` are its own (`length`, `size`, `clips`, `seed`, ...) and it is kept in
+    the folder `cache` if one is given, with `progress(done, total)` called while that is filled. An unknown
+    name or option is a `ConfigError`, a root that does not hold the data set a `DataError`.
     """
     if name not in _ENTRIES:
         raise ConfigError(
@@ -59,7 +76,13 @@ def open_source(
                 f"Data set {name!r} has no option {option!r}; it takes {', '.join(entry.options)}."
                 f"{nearest(option, entry.options)}"
             )
-    if root is not None:
-        raise ConfigError(f"Data set {name!r} cannot be read from a folder ({root}); leave root empty.")
-    double = entry.double(split, **options)
-    return double if cache is None else cached(double, cache, split)
+    if root is None:
+        double = entry.double(split, **options)
+        return double if cache is None else cached(double, cache, split, progress=progress)
+    folder = checked_root(root, name)
+    if not (folder / split / MANIFEST).is_file():
+        return entry.reader(folder, split)
+    source = ArrayRecordSource(folder / split)
+    if source.name != name:
+        raise DataError(f"{folder / split} holds the data set {source.name!r}, not {name!r}.")
+    return source

@@ -221,8 +221,7 @@ def _write_all(
 ) -> tuple[list[dict[str, Any]], list[int]]:
     total = len(source)
     # The number of shards must not depend on the machine: a resumed run has to find the same ones.
-    size = next((sum(x.nbytes for x in source[i].values()) for i in range(1)), 1)
-    per_shard = max(1, min(total, shard_bytes // max(size, 1)))
+    per_shard = max(1, min(total, shard_bytes // _record_bytes(source)))
     count = -(-total // per_shard)
     shards, skipped = [], []
     with ThreadPoolExecutor(max(1, workers)) as pool:
@@ -241,6 +240,14 @@ def _write_all(
             skipped += shard.pop("skipped")
             shards.append(shard)
     return shards, skipped
+
+
+def _record_bytes(source: Source) -> int:
+    """Bytes of the first record that can be read; a corrupted one is dealt with when its turn comes."""
+    for index in range(len(source)):
+        with contextlib.suppress(DataError):
+            return max(1, sum(x.nbytes for x in source[index].values()))
+    raise DataError(f"{source!r}: not one of its {len(source)} records can be read.")
 
 
 def _counted(records: Iterator[bytes], done: int, total: int, progress: Progress) -> Iterator[bytes]:

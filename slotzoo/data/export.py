@@ -1,0 +1,66 @@
+"""Write a source in the layouts that others publish, so that readers are tried on real files."""
+
+import json
+import pathlib
+
+import numpy as np
+
+from slotzoo.data.sources.folders import PROVENANCE
+from slotzoo.data.spec import Source
+from slotzoo.data.tfrecord import build_example, write_file
+
+
+def _mark(source: Source, root: pathlib.Path) -> None:
+    """Say what the files are: nobody should take an embedded double for the published set."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / PROVENANCE).write_text(json.dumps({"provenance": source.provenance, "source": repr(source)}))
+
+
+def export_teco(source: Source, root: str | pathlib.Path, split: str, *, per_folder: int = 100) -> pathlib.Path:
+    """Write `<root>/<split>/<number>/<number>.npz` with `video` and `actions`, as TECO publishes DMLab."""
+    root = pathlib.Path(root)
+    _mark(source, root)
+    for index in range(len(source)):
+        folder = root / split / f"{index // per_folder:04d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        record = source[index]
+        np.savez_compressed(folder / f"{index:06d}.npz", video=record["video"], actions=record["actions"])
+    return root
+
+
+def export_encoded(source: Source, root: str | pathlib.Path, split: str, *, shards: int = 1) -> pathlib.Path:
+    """Write `<root>/1.0.0` as TFDS lays out TECO's encoded sets: features.json, dataset_info.json, TFRecord
+    shards."""
+    root = pathlib.Path(root)
+    _mark(source, root)
+    folder = root / "1.0.0"
+    folder.mkdir(exist_ok=True)
+    shapes = {
+        "video": {"shape": {"dimensions": ["-1", *(str(n) for n in source.spec["tokens"].shape[1:])]}},
+        "actions": {"shape": {"dimensions": ["-1"]}},
+    }
+    tensors = {
+        name: {
+            "pythonClassName": "tensorflow_datasets.core.features.tensor_feature.Tensor",
+            "tensor": {**shape, "dtype": "uint16" if name == "video" else "int32", "encoding": "none"},
+        }
+        for name, shape in shapes.items()
+    }
+    features = {
+        "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+        "featuresDict": {"features": tensors},
+    }
+    (folder / "features.json").write_text(json.dumps(features, indent=1))
+    lengths = []
+    for shard in range(shards):
+        indices = range(shard * len(source) // shards, (shard + 1) * len(source) // shards)
+        records = (source[index] for index in indices)
+        examples = (build_example({"video": r["tokens"], "actions": r["actions"]}) for r in records)
+        path = folder / f"{root.name}-{split}.tfrecord-{shard:05d}-of-{shards:05d}"
+        lengths.append(write_file(path, examples))
+    info = folder / "dataset_info.json"
+    splits = json.loads(info.read_text())["splits"] if info.exists() else []
+    splits = [s for s in splits if s["name"] != split]
+    splits.append({"name": split, "shardLengths": [str(n) for n in lengths]})
+    info.write_text(json.dumps({"name": root.name, "version": "1.0.0", "splits": splits}, indent=1))
+    return root

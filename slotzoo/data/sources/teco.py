@@ -1,0 +1,118 @@
+"""DMLab as TECO publishes it: one npz per trajectory in `<root>/{train,test}/*/*.npz`.
+
+Keys: `video` (time, height, width, 3) uint8, `actions` (time,) integers. Source: Yan et al., "Temporally
+Consistent Transformers for Video Generation" (ICML 2023) and its repository's loader.
+"""
+
+import functools
+import hashlib
+import pathlib
+import zipfile
+import zlib
+from typing import Literal
+
+import numpy as np
+
+from slotzoo.data.sources.folders import checked_root, contents, provenance_of
+from slotzoo.data.spec import FieldSpec, Provenance, Record, check_record
+from slotzoo.data.synthetic.maze import dmlab_spec
+from slotzoo.errors import DataError
+
+
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError)
+Split = Literal["train", "test"]
+
+
+def _short(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+class TecoSource:
+    """Trajectories in the order of their paths. Files are opened when read, checked against the first one's
+    size."""
+
+    name = "dmlab"
+
+    def __init__(self, root: str | pathlib.Path, split: Split):
+        root = checked_root(root, "DMLab")
+        expected = (
+            f"expected {root}/{split}/*/*.npz (as TECO publishes it) or {root}/{split}/manifest.json (prepared)"
+        )
+        if not (root / split).is_dir():
+            raise DataError(f"data.root={root} has no folder {split!r}: {contents(root)}; {expected}.")
+        # Directly in the split's folder too: some copies lack the level in between.
+        self._files = sorted([*(root / split).glob("*/*.npz"), *(root / split).glob("*.npz")])
+        if not self._files:
+            raise DataError(f"{root / split} has no npz files: {contents(root / split)}; {expected}.")
+        self.provenance: Provenance = provenance_of(root)
+        self.split: Split = split
+        self._root = root
+        self._spec: dict[str, FieldSpec] | None = None
+
+    def __repr__(self) -> str:
+        return f"TecoSource({self.split!r}, clips={len(self)})"
+
+    @property
+    def spec(self) -> dict[str, FieldSpec]:
+        """That of DMLab, at the frame size of the first clip that can be read."""
+        if self._spec is None:
+            problem = None
+            for path in self._files[:20]:
+                try:
+                    shape = self._load(path, str(path))["video"].shape
+                except DataError as error:
+                    problem = problem or error
+                    continue
+                if len(shape) != 4 or shape[1] != shape[2]:
+                    raise DataError(
+                        f"{path}: 'video' has shape {shape}, expected (time, size, size, 3), square RGB frames."
+                    )
+                self._spec = dmlab_spec(shape[1])
+                break
+            else:
+                raise problem or DataError(f"{self._root}: no clip can be read.")
+        return self._spec
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for path in self._files:
+            digest.update(f"{path.relative_to(self._root)}:{path.stat().st_size}\n".encode())
+        return digest.hexdigest()[:16]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the paths and sizes of the files."""
+        return self._fingerprint
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def _load(self, path: pathlib.Path, where: str) -> Record:
+        try:
+            # Opened here: numpy leaves a file open when it turns out not to be an archive.
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+                missing = [key for key in ("video", "actions") if key not in file.files]
+                if missing:
+                    raise DataError(
+                        f"{where}: no key {missing[0]!r}; found {', '.join(file.files) or 'nothing'}. "
+                        "A DMLab clip has 'video' and 'actions'."
+                    )
+                return {"video": file["video"], "actions": file["actions"]}
+        except _UNREADABLE as error:
+            raise DataError(
+                f"{where}: cannot be read ({_short(error)}); fetch the file again or use on_error=skip."
+            ) from error
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"clip {index} of {len(self)}")
+        where = f"{self._files[index]} (clip {index})"
+        record = self._load(self._files[index], where)
+        if np.issubdtype(record["actions"].dtype, np.integer):
+            record["actions"] = record["actions"].astype(np.int32)
+        check_record(record, self.spec, where)
+        return record
+
+    def close(self) -> None:
+        """Nothing is held open."""
