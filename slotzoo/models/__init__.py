@@ -1,5 +1,11 @@
 """The systems of the zoo, one file each, and the functions that create them by name."""
 
+from slotzoo.models.convs5 import (
+    ConvS5Pixels as ConvS5Pixels,
+    ConvS5PixelsConfig as ConvS5PixelsConfig,
+    ConvS5Tokens as ConvS5Tokens,
+    ConvS5TokensConfig as ConvS5TokensConfig,
+)
 from slotzoo.models.registry import (
     ModelCard as ModelCard,
     create_model as create_model,

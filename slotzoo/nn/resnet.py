@@ -46,32 +46,35 @@ class ResNetEncoder(eqx.Module):
     """
 
     conv: Conv
-    stages: tuple[tuple[ResNetBlock, ...], ...]
+    blocks: tuple[ResNetBlock, ...]
     in_channels: int = eqx.field(static=True)
     out_channels: int = eqx.field(static=True)
+    pool_before: tuple[int, ...] = eqx.field(static=True)
+    remat: bool = eqx.field(static=True)
 
     def __init__(
-        self, in_channels: int, depths: tuple[int, ...], blocks: int, *, groups: int = 32, key: PRNGKeyArray
+        self,
+        in_channels: int,
+        depths: tuple[int, ...],
+        blocks: int,
+        *,
+        groups: int = 32,
+        remat: bool = False,
+        key: PRNGKeyArray,
     ):
-        conv_key, *stage_keys = jax.random.split(key, len(depths) + 1)
+        """`remat`: the backward pass keeps only the input of each block."""
+        conv_key, blocks_key = jax.random.split(key)
         self.conv = Conv(in_channels, depths[0], 3, key=conv_key)
-        previous = depths[0]
-        stages = []
-        for i, (depth, stage_key) in enumerate(zip(depths, stage_keys, strict=True)):
-            stages.append(_blocks(previous, depth, blocks if i else 1, groups, stage_key))
-            previous = depth
-        self.stages = tuple(stages)
-        self.in_channels, self.out_channels = in_channels, depths[-1]
+        numbers = [1] + [blocks] * (len(depths) - 1)
+        self.blocks, self.pool_before = _stages(depths[0], depths, numbers, groups, blocks_key)
+        self.in_channels, self.out_channels, self.remat = in_channels, depths[-1], remat
 
     def __call__(
         self, x: Float[Array, "*batch height width {self.in_channels}"]
     ) -> Float[Array, "*batch height_out width_out {self.out_channels}"]:
         x = self.conv(x)
-        for i, stage in enumerate(self.stages):
-            if i:
-                x = average_pool(x)
-            for block in stage:
-                x = block(x)
+        for i, block in enumerate(self.blocks):
+            x = _apply(block, average_pool(x) if i in self.pool_before else x, self.remat)
         return x
 
 
@@ -79,11 +82,13 @@ class ResNetDecoder(eqx.Module):
     """A feature map to frames: doubles height and width between depths, which are used in reverse."""
 
     conv: Conv
-    stages: tuple[tuple[ResNetBlock, ...], ...]
+    blocks: tuple[ResNetBlock, ...]
     norm: LayerNorm
     head: Linear
     in_channels: int = eqx.field(static=True)
     out_channels: int = eqx.field(static=True)
+    upsample_before: tuple[int, ...] = eqx.field(static=True)
+    remat: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -93,38 +98,41 @@ class ResNetDecoder(eqx.Module):
         out_channels: int,
         *,
         groups: int = 32,
+        remat: bool = False,
         key: PRNGKeyArray,
     ):
-        conv_key, head_key, *stage_keys = jax.random.split(key, len(depths) + 2)
+        """`remat`: the backward pass keeps only the input of each block."""
+        conv_key, head_key, blocks_key = jax.random.split(key, 3)
         # The seed takes the first entry here although it walks the depths in reverse.
         self.conv = Conv(in_channels, depths[0], 3, key=conv_key)
-        previous = depths[0]
-        stages = []
-        for depth, stage_key in zip(reversed(depths), stage_keys, strict=True):
-            stages.append(_blocks(previous, depth, blocks, groups, stage_key))
-            previous = depth
-        self.stages = tuple(stages)
-        self.norm = LayerNorm(previous)
-        self.head = Linear(previous, out_channels, key=head_key)
-        self.in_channels, self.out_channels = in_channels, out_channels
+        numbers = [blocks] * len(depths)
+        self.blocks, self.upsample_before = _stages(depths[0], depths[::-1], numbers, groups, blocks_key)
+        self.norm = LayerNorm(depths[0])
+        self.head = Linear(depths[0], out_channels, key=head_key)
+        self.in_channels, self.out_channels, self.remat = in_channels, out_channels, remat
 
     def __call__(
         self, x: Float[Array, "*batch height width {self.in_channels}"]
     ) -> Float[Array, "*batch height_out width_out {self.out_channels}"]:
         x = self.conv(x)
-        for i, stage in enumerate(self.stages):
-            if i:
-                x = upsample_nearest(x)
-            for block in stage:
-                x = block(x)
+        for i, block in enumerate(self.blocks):
+            x = _apply(block, upsample_nearest(x) if i in self.upsample_before else x, self.remat)
         return self.head(self.norm(x))
 
 
-def _blocks(
-    in_channels: int, out_channels: int, number: int, groups: int, key: PRNGKeyArray
-) -> tuple[ResNetBlock, ...]:
-    sizes = [in_channels] + [out_channels] * (number - 1)
-    keys = jax.random.split(key, number)
-    return tuple(
-        ResNetBlock(size, out_channels, groups=groups, key=k) for size, k in zip(sizes, keys, strict=True)
-    )
+def _apply(block: ResNetBlock, x: Array, remat: bool) -> Array:
+    return eqx.filter_checkpoint(block)(x) if remat else block(x)
+
+
+def _stages(
+    channels: int, depths: tuple[int, ...], numbers: list[int], groups: int, key: PRNGKeyArray
+) -> tuple[tuple[ResNetBlock, ...], tuple[int, ...]]:
+    """The blocks of all stages in a row, and the indices at which a stage after the first begins."""
+    blocks, starts = [], []
+    keys = iter(jax.random.split(key, sum(numbers)))
+    for depth, number in zip(depths, numbers, strict=True):
+        starts.append(len(blocks))
+        for _ in range(number):
+            blocks.append(ResNetBlock(channels, depth, groups=groups, key=next(keys)))
+            channels = depth
+    return tuple(blocks), tuple(starts[1:])

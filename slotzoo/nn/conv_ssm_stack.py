@@ -1,0 +1,169 @@
+"""Layers of convolutional state-space models with residuals and norms, one above the other."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from slotzoo.nn.conv_ssm import ConvSSM, Discretised
+from slotzoo.nn.norm import LayerNorm
+
+
+# (from, to), counted from 0: with `skip_connections` the input of one layer is added to that of a later one.
+LONG_SKIPS = ((3, 8), (6, 11))
+
+
+class ConvSSMLayer(eqx.Module):
+    """`norm(u + dropout(ssm(u)))`, or `u + dropout(ssm(norm(u)))` with `prenorm`.
+
+    One dropout mask serves all frames. Without `use_norm` there is no norm, without `residual` no sum.
+    """
+
+    norm: LayerNorm | None
+    ssm: ConvSSM
+    dropout: float = eqx.field(static=True)
+    prenorm: bool = eqx.field(static=True)
+    residual: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        ssm: ConvSSM,
+        *,
+        dropout: float = 0.0,
+        use_norm: bool = True,
+        prenorm: bool = False,
+        residual: bool = True,
+    ):
+        self.norm = LayerNorm(ssm.channels) if use_norm else None
+        self.ssm = ssm
+        self.dropout, self.prenorm, self.residual = dropout, prenorm, residual
+
+    def before(self, u: Array) -> Array:
+        """What the state-space model is fed with."""
+        return self.norm(u) if self.norm is not None and self.prenorm else u
+
+    def after(self, u: Array, y: Array, key: PRNGKeyArray | None) -> Array:
+        """The output from the input `u` and the state-space model's output `y`."""
+        if key is not None and self.dropout > 0:
+            keep = jax.random.bernoulli(key, 1 - self.dropout, (1,) * (y.ndim > 3) + y.shape[-3:])
+            y = jnp.where(keep, y / (1 - self.dropout), jnp.zeros_like(y))
+        y = u + y if self.residual else y
+        return self.norm(y) if self.norm is not None and not self.prenorm else y
+
+
+class StackOutput(NamedTuple):
+    """The output of the last layer and the last state of each."""
+
+    output: Float[Array, "*time height width channel"]
+    state: Float[Array, "layer height width planes"]
+
+
+class PreparedStack(NamedTuple):
+    """What `ConvSSMStack.step` needs and a loop over steps should compute once.
+
+    `layers`: the parameters with a leading layer axis, if the stack scans over its layers. `discretised` always
+    has that axis.
+    """
+
+    layers: PyTree | None
+    discretised: Discretised
+
+
+class ConvSSMStack(eqx.Module):
+    """`ConvSSMLayer`s of equal shape.
+
+    With `scan_layers` the compiled program holds one layer and a loop over all of them: it compiles several
+    times faster, for one copy of the parameters per pass. With `remat` the backward pass keeps only the input
+    of each layer and recomputes the rest.
+    """
+
+    layers: tuple[ConvSSMLayer, ...]
+    skip_connections: bool = eqx.field(static=True)
+    scan_layers: bool = eqx.field(static=True)
+    remat: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        layers: tuple[ConvSSMLayer, ...],
+        *,
+        skip_connections: bool = False,
+        scan_layers: bool = False,
+        remat: bool = False,
+    ):
+        self.layers = layers
+        self.skip_connections, self.scan_layers, self.remat = skip_connections, scan_layers, remat
+
+    def init_state(self, height: int, width: int) -> Float[Array, "layer height width planes"]:
+        """The zero states."""
+        return jnp.stack([layer.ssm.init_state(height, width) for layer in self.layers])
+
+    def prepare(self) -> PreparedStack:
+        """Discretise all layers and stack them, in the dtype that their kernels have."""
+        kernels = [layer.ssm.discretise() for layer in self.layers]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *kernels)
+        dtype = self.layers[0].ssm.b.dtype
+        stacked = stacked._replace(b=stacked.b.astype(dtype), c=stacked.c.astype(dtype))
+        return PreparedStack(self._stacked() if self._scans else None, stacked)
+
+    def __call__(
+        self,
+        u: Float[Array, "time height width channel"],
+        state: Float[Array, "layer height width planes"] | None = None,
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> StackOutput:
+        """All outputs, parallel over time. `state` is zero if None; a `key` turns dropout on."""
+        if state is None:
+            state = self.init_state(*u.shape[1:3])
+
+        def one(layer: ConvSSMLayer, u: Array, x0: Array, discretised: None, key: PRNGKeyArray | None):
+            y, last = layer.ssm(layer.before(u), x0)
+            return layer.after(u, y, key), last
+
+        keys = None if key is None else jax.random.split(key, len(self.layers))
+        return self._through(eqx.filter_checkpoint(one) if self.remat else one, u, (state, None, keys), None)
+
+    def step(
+        self,
+        u: Float[Array, "height width channel"],
+        state: Float[Array, "layer height width planes"],
+        *,
+        prepared: PreparedStack | None = None,
+    ) -> StackOutput:
+        """One output and the next states."""
+
+        def one(layer: ConvSSMLayer, u: Array, x0: Array, discretised: Discretised):
+            y, last = layer.ssm.step(layer.before(u), x0, discretised=discretised)
+            return layer.after(u, y, None), last
+
+        layers, discretised = self.prepare() if prepared is None else prepared
+        return self._through(one, u, (state, discretised), layers)
+
+    @property
+    def _scans(self) -> bool:
+        return self.scan_layers and not self.skip_connections and len(self.layers) > 1
+
+    def _stacked(self) -> PyTree:
+        arrays = [eqx.filter(layer, eqx.is_array) for layer in self.layers]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *arrays)
+
+    def _through(
+        self, one: Callable[..., tuple[Array, Array]], u: Array, rest: PyTree, stacked: PyTree | None
+    ) -> StackOutput:
+        """Send `u` through the layers; `rest` holds what else each one takes, with a leading layer axis."""
+        if self._scans:
+            stacked = self._stacked() if stacked is None else stacked
+            static = eqx.filter(self.layers[0], eqx.is_array, inverse=True)
+            body = lambda u, inputs: one(eqx.combine(inputs[0], static), u, *inputs[1])
+            return StackOutput(*jax.lax.scan(body, u, (stacked, rest)))
+        inputs, states = [], []
+        for i, layer in enumerate(self.layers):
+            if self.skip_connections:
+                u = sum((inputs[source] for source, target in LONG_SKIPS if target == i), u)
+                inputs.append(u)
+            u, last = one(layer, u, *jax.tree.map(lambda leaf, i=i: leaf[i], rest))
+            states.append(last)
+        return StackOutput(u, jnp.stack(states))
