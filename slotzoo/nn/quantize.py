@@ -59,35 +59,6 @@ class VectorQuantizer(eqx.Module):
         return self.table[codes]
 
 
-class ProjectedQuantizer(eqx.Module):
-    """A quantiser in a smaller, normalised space: `z -> W_in z -> nearest unit row -> W_out row`.
-
-    Source: the latent codebook of TECO (Yan et al., 2023), after ViT-VQGAN (Yu et al., 2022).
-    """
-
-    project_in: Float[Array, "embedding dim"]
-    quantizer: VectorQuantizer
-    project_out: Float[Array, "dim embedding"]
-
-    def __init__(self, codes: int, dim: int, embedding: int, *, key: PRNGKeyArray):
-        key_in, key_table, key_out = jax.random.split(key, 3)
-        lecun = jax.nn.initializers.lecun_normal()
-        self.project_in = lecun(key_in, (embedding, dim))
-        self.quantizer = VectorQuantizer(codes, dim, normalize=True, scale=0.02, key=key_table)
-        self.project_out = lecun(key_out, (dim, embedding))
-
-    def __call__(
-        self, inputs: Float[Array, "*grid embedding"]
-    ) -> tuple[Float[Array, "*grid embedding"], Quantized]:
-        """Return the quantised inputs in their own space, and the quantiser's output in the small one."""
-        quantized = self.quantizer(inputs @ self.project_in)
-        return quantized.embeddings @ self.project_out, quantized
-
-    def lookup(self, codes: Int[Array, "*grid"]) -> Float[Array, "*grid embedding"]:
-        """What given codes stand for."""
-        return self.quantizer.lookup(codes) @ self.project_out
-
-
 def unit(x: Float[Array, "*grid dim"]) -> Float[Array, "*grid dim"]:
     """`x / max(|x|, 1e-6)` along the last axis; the gradient is finite at zero."""
     squared = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True)

@@ -16,18 +16,7 @@ M = TypeVar("M")
 
 def dotted(path: tuple[Any, ...]) -> str:
     """The name of a leaf from its tree path: attributes, indices and dictionary keys joined by dots."""
-    parts = []
-    for entry in path:
-        match entry:
-            case jax.tree_util.GetAttrKey(name=name):
-                parts.append(name)
-            case jax.tree_util.SequenceKey(idx=index):
-                parts.append(str(index))
-            case jax.tree_util.DictKey(key=key) | jax.tree_util.FlattenedIndexKey(key=key):
-                parts.append(str(key))
-            case _:
-                raise TypeError(f"a leaf below {entry!r} has no name")
-    return ".".join(parts)
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def named_leaves(model: Any) -> dict[str, Any]:
