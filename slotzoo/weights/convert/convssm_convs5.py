@@ -4,18 +4,17 @@ A rule is a regular expression over the seed's path, the dotted name of our leaf
 layout that says how the array is turned. Everything but the state-space kernels is stored the same way.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from slotzoo.errors import WeightsError, nearest
 from slotzoo.models.convs5 import ConvS5PixelsConfig, ConvS5TokensConfig
+from slotzoo.weights.leaves import fill, named_leaves
 
 
 Module = TypeVar("Module", bound=eqx.Module)
@@ -189,27 +188,21 @@ def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_seed(params: Mapping[str, np.ndarray], model: Module, rules: Iterable[Rule]) -> Module:
-    """`model` with every parameter replaced by the seed's, which `params` holds by path.
+    """`model` (which may be abstract) with every parameter replaced by the seed's, which `params` holds by path.
 
     **Raises** `WeightsError` for a path that no rule knows, a leaf that is left over, or a shape that differs.
     """
     leaves = named_leaves(model)
-    found: dict[str, Array] = {}
+    found = {}
     for path, array in params.items():
         name, layout = _find(path, rules)
         if name not in leaves:
-            raise WeightsError(f"{path} belongs to {name}, which the model lacks.{nearest(name, leaves)}")
-        shape = leaves[name].shape
-        if array.size != np.prod(shape, dtype=int):
-            raise WeightsError(f"{path} has shape {array.shape}; it does not fit {name} of shape {shape}.")
-        found[name] = jnp.asarray(layout.ours(np.asarray(array), shape), leaves[name].dtype).reshape(shape)
-    if missing := sorted(set(leaves) - set(found)):
-        raise WeightsError(f"the checkpoint has nothing for {', '.join(missing)}.")
-
-    def replace(path, leaf):
-        return found.get(_name(path), leaf)
-
-    return jax.tree_util.tree_map_with_path(replace, model)
+            raise WeightsError(f"{path} belongs to '{name}', which the model lacks.{nearest(name, leaves)}")
+        shape = tuple(leaves[name].shape)
+        if array.size != math.prod(shape):
+            raise WeightsError(f"{path} has shape {array.shape}; it does not fit '{name}' of shape {shape}.")
+        found[name] = layout.ours(np.asarray(array), shape)
+    return fill(model, found, what="checkpoint of ConvSSM")
 
 
 def to_seed(model: eqx.Module, paths: Iterable[str], rules: Iterable[Rule]) -> dict[str, np.ndarray]:
@@ -220,16 +213,6 @@ def to_seed(model: eqx.Module, paths: Iterable[str], rules: Iterable[Rule]) -> d
         name, layout = _find(path, rules)
         result[path] = layout.seed(np.asarray(leaves[name]))
     return result
-
-
-def named_leaves(model: eqx.Module) -> dict[str, Array]:
-    """The floating-point arrays of `model` by dotted name."""
-    leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(model, eqx.is_inexact_array))
-    return {_name(path): leaf for path, leaf in leaves}
-
-
-def _name(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def _find(path: str, rules: Iterable[Rule]) -> tuple[str, Layout]:
