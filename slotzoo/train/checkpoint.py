@@ -7,6 +7,7 @@ of a checkpoint is ever code, and the model can be loaded without the optimiser.
 
 import base64
 import dataclasses
+import errno
 import json
 import logging
 import re
@@ -43,6 +44,16 @@ class Restored:
     card: dict[str, Any]
 
 
+class _OrbaxErrors(logging.Filter):
+    """Orbax prints the traceback of a failed write from each of its threads, and then raises it for us to tell."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.levelno >= logging.ERROR and "orbax" in record.pathname)
+
+
+_QUIET = _OrbaxErrors()
+
+
 class Checkpointer:
     """Writes and reads the checkpoints of one run, in `folder`.
 
@@ -55,6 +66,7 @@ class Checkpointer:
     ):
         self.folder = Path(folder).absolute()
         self._monitor = monitor
+        logging.getLogger("absl").addFilter(_QUIET)
         rules: list[Any] = [policies.LatestN(n=max(keep, 1))]
         if keep_every:
             rules.append(policies.EveryNSteps(interval_steps=keep_every))
@@ -107,6 +119,7 @@ class Checkpointer:
         value = None if metrics is None or self._monitor is None else _monitored(metrics, self._monitor)
         self._pending = step
         try:
+            self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(eqx.filter(state, eqx.is_array))))
             self._manager.save(
                 step, args=ocp.args.Composite(**items), metrics=None if value is None else {"monitor": value}
             )
@@ -189,6 +202,12 @@ class Checkpointer:
         except Exception as error:
             raise self._failed(error) from error
         self._pending = None
+
+    def _check_space(self, needed: int) -> None:
+        """Refuse at once where there is no room: a write that fails half-way takes the rest of the disk first."""
+        free = shutil.disk_usage(self.folder).free
+        if not all(gather(free > needed)):
+            raise OSError(errno.ENOSPC, f"No space left on device: {needed} bytes are needed, {free} are free")
 
     def _failed(self, error: Exception) -> CheckpointError:
         step, self._pending = self._pending, None
@@ -325,15 +344,17 @@ def _reason(error: BaseException) -> str:
         chain = chain.__cause__ or chain.__context__
     text = " ".join(str(e) for e in seen)
     if re.search(r"No space left|ENOSPC|Errno 28|RESOURCE_EXHAUSTED", text):
-        return "the disk is full (no space left on device)"
+        sizes = re.search(r"\d+ bytes are needed, \d+ are free", text)
+        return f"the disk is full ({sizes[0] if sizes else 'no space left on device'})"
     if re.search(r"Disk quota|EDQUOT|File too large|EFBIG", text):
         return "the disk quota or file size limit is reached"
     lines = [line for line in str(error).strip().splitlines() if line]
     return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}"
 
 
-def saved_steps(folder: Path) -> list[int]:
+def saved_steps(folder: str | Path) -> list[int]:
     """Finished checkpoints: Orbax renames a folder to its bare number once everything in it is written."""
+    folder = Path(folder)
     if not folder.is_dir():
         return []
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir())

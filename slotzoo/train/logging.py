@@ -53,6 +53,8 @@ class RunLogger:
         if not self.main:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
+        # Libraries put a handler of their own on the root logger, which would print everything twice.
+        self._propagate, logging.getLogger("slotzoo").propagate = logging.getLogger("slotzoo").propagate, False
         self._handle(logging.FileHandler(self.folder / "train.log"), logging.INFO)
         self._handle(_Lines(self), logging.INFO)
         if tensorboard:
@@ -165,6 +167,8 @@ class RunLogger:
         for handler in self._handlers:
             logging.getLogger("slotzoo").removeHandler(handler)
             handler.close()
+        if self._handlers:
+            logging.getLogger("slotzoo").propagate = self._propagate
         self._handlers.clear()
         if self._tensorboard is not None:
             self._tensorboard.close()

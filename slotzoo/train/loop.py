@@ -136,26 +136,26 @@ class _Run:
 
     def fit(self, model, optimizer, learning_rate, train, stack) -> FitResult:
         config = self.config
-        checkpoints = Checkpointer(
+        self.checkpoints = checkpoints = Checkpointer(
             self.folder / "checkpoints", keep=config.keep, keep_every=config.keep_every, monitor=config.monitor
         )
         stack.callback(checkpoints.close)
-        data = Prefetch(iter(train), lambda batch: shard_batch(self.mesh, batch), config.prefetch)
+        self.data = data = Prefetch(iter(train), lambda batch: shard_batch(self.mesh, batch), config.prefetch)
         stack.callback(data.close)
         stack.callback(self.logger.stop)
 
-        state, step = self.begin(model, optimizer, checkpoints, data)
+        state, step = self.begin(model, optimizer)
         saved = step
-        update = self.compile(optimizer, learning_rate, state, data) if step < config.steps else None
+        update = self.compile(optimizer, learning_rate, state) if step < config.steps else None
         self.logger.start(step, config.steps)
         while True:
             if self.due(step):
-                self.collect(checkpoints)
+                self.collect()
                 self.evaluate(state, step)
             self.clock = self.clock or (time.perf_counter(), step, data.waited)
             stopping = self.should_stop(step)
             if step > saved and (stopping or step % config.save_every == 0 or step == config.steps):
-                self.collect(checkpoints)
+                self.collect()
                 numbers = self.measured if self.measured_at == step else None
                 checkpoints.save(step, state, data, self.card, numbers)
                 saved = step
@@ -163,7 +163,7 @@ class _Run:
                 break
             state, metrics = update(state, self.frozen, next(data), self.root)
             step += 1
-            self.collect(checkpoints, data)
+            self.collect()
             self.pending = (step, metrics)
             self.logger.advance(step)
         checkpoints.wait()
@@ -174,7 +174,7 @@ class _Run:
         )
         return FitResult("stopped", step, self.measured, state, self.signals.received)
 
-    def begin(self, model, optimizer, checkpoints: Checkpointer, data: Prefetch) -> tuple[TrainState, int]:
+    def begin(self, model, optimizer) -> tuple[TrainState, int]:
         """Restore the newest checkpoint, or initialise."""
         config = self.config
 
@@ -183,7 +183,7 @@ class _Run:
 
         key = stream(self.root, "init")
         shapes = abstract(eqx.filter_eval_shape(build, key), self.mesh, config.strategy)
-        found = checkpoints.restore_latest(shapes, data)
+        found = self.checkpoints.restore_latest(shapes, self.data)
         if found is None:
             state, step = init_sharded(build, key, mesh=self.mesh, strategy=config.strategy), 0
         else:
@@ -199,7 +199,7 @@ class _Run:
         )
         return state, step
 
-    def compile(self, optimizer, learning_rate, state: TrainState, data: Prefetch) -> CompiledStep:
+    def compile(self, optimizer, learning_rate, state: TrainState) -> CompiledStep:
         """Compile the step for the shapes of the next batch, and say what it will need."""
         config = self.config
         update = make_train_step(
@@ -213,7 +213,7 @@ class _Run:
             remat=config.remat,
             learning_rate=learning_rate,
         )
-        batch = data.peek()
+        batch = self.data.peek()
         sizes = {name: x.shape[0] for name, x in batch.items()}
         if set(sizes.values()) != {config.batch_size}:
             raise ConfigError(
@@ -225,24 +225,24 @@ class _Run:
         self.logger.say(plan_step(compiled.compiled, config.precision).sentence())
         return compiled
 
-    def collect(self, checkpoints: Checkpointer, data: Prefetch | None = None) -> None:
+    def collect(self) -> None:
         """Read the metrics of the last step (by now usually done), stop if they are not finite, log them."""
         if self.pending is None:
             return
         (step, arrays), self.pending = self.pending, None
         values = {name: float(np.asarray(x)) for name, x in arrays.items()}
         if not values.pop("finite"):
-            raise NonFiniteError(_not_finite(step, values, checkpoints))
+            raise NonFiniteError(_not_finite(step, values, self.checkpoints))
         if step % self.config.log_every and step != self.config.steps:
             return
         now = time.perf_counter()
-        if self.clock is not None and data is not None and step > self.clock[1]:
+        if self.clock is not None and step > self.clock[1]:
             since, first, waited = self.clock
             elapsed = max(now - since, 1e-9)
             values["steps_per_second"] = (step - first) / elapsed
-            values["data_wait"] = min((data.waited - waited) / elapsed, 1.0)
+            values["data_wait"] = min((self.data.waited - waited) / elapsed, 1.0)
             self.logger.progress(step, values["loss"], values["steps_per_second"], values["data_wait"])
-            self.clock = (now, step, data.waited)
+            self.clock = (now, step, self.data.waited)
         self.logger.metrics(step, "train", values)
 
     def due(self, step: int) -> bool:

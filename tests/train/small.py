@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from slotzoo.train import FitConfig, OptimizerConfig, RunLogger, fit, learning_rate, make_optimizer
+
 
 class Linear(eqx.Module):
     weight: jax.Array
@@ -52,8 +54,9 @@ class Regression:
 class Batches:
     """Endless, seeded by position, with the state of a Grain iterator."""
 
-    def __init__(self, size: int = 8, seed: int = 0, part: int = 0, parts: int = 1):
+    def __init__(self, size: int = 8, seed: int = 0, part: int = 0, parts: int = 1, width: int = 4):
         self.size, self.seed, self.part, self.parts, self.index = size, seed, part, parts, 0
+        self.width = width
         self.closed = False
 
     def __iter__(self):
@@ -62,8 +65,8 @@ class Batches:
     def __next__(self):
         rng = np.random.default_rng([self.seed, self.index])
         self.index += 1
-        x = rng.normal(size=(self.size * self.parts, 8)).astype(np.float32)
-        batch = {"x": x, "y": np.tanh(x[:, :4] - 0.5 * x[:, 4:])}
+        x = rng.normal(size=(self.size * self.parts, 2 * self.width)).astype(np.float32)
+        batch = {"x": x, "y": np.tanh(x[:, : self.width] - 0.5 * x[:, self.width :])}
         return {k: v[self.part * self.size : (self.part + 1) * self.size] for k, v in batch.items()}
 
     def get_state(self):
@@ -76,6 +79,28 @@ class Batches:
         self.closed = True
 
 
-def few(count: int = 2, size: int = 8):
+def few(count: int = 2, width: int = 4):
     """A factory of evaluation batches."""
-    return lambda: [next(it) for it in [Batches(size, seed=99)] for _ in range(count)]
+    return lambda: [next(it) for it in [Batches(seed=99, width=width)] for _ in range(count)]
+
+
+OPTIMIZER = OptimizerConfig(0.05, steps=12, warmup_steps=2)
+
+
+def run_linear(folder, *, task=None, data=None, signals=None, width=4, **options):
+    """Twelve steps of the linear model, evaluated every six and saved every four."""
+    options = {"steps": 12, "batch_size": 8, "log_every": 1, "evaluate_every": 6, "save_every": 4, **options}
+    with RunLogger(folder, progress="plain") as logger:
+        return fit(
+            FitConfig(**options),
+            task=task or Regression(),
+            model=lambda key: Linear(2 * width, width, key=key),
+            optimizer=make_optimizer(OPTIMIZER),
+            learning_rate=learning_rate(OPTIMIZER),
+            train=data or Batches(width=width),
+            evaluation=few(width=width),
+            folder=folder,
+            logger=logger,
+            signals=signals,
+            card={"config": {"name": "linear"}},
+        )
