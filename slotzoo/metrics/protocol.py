@@ -203,7 +203,7 @@ class VideoProtocol:
         if side < SSIM_WINDOW:
             notes.append(f"SSIM is left out: frames are smaller than its window of {SSIM_WINDOW} pixels.")
         if self.lpips is None:
-            notes.append("LPIPS was not asked for, or its weights (extra `metrics`) are not installed.")
+            notes.append("LPIPS was not asked for, or its weights (the extra metrics) are not installed.")
         elif side < MIN_SIZE[self.lpips.net]:
             notes.append(f"LPIPS is left out: it needs frames of {MIN_SIZE[self.lpips.net]} pixels or more.")
         counts = [row.features.count for row in self.rows.values() if row.features is not None]

@@ -1,0 +1,180 @@
+"""What a run folder holds, read for its report: every piece may be missing, torn or of an older version."""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from slotzoo.errors import DataError
+from slotzoo.viz.tables import Table, read_tables
+
+
+PICTURES = (".png", ".gif", ".jpg", ".jpeg", ".webp")
+VIDEOS = (".mp4", ".webm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One folder `evaluation/step_<n>`."""
+
+    step: int
+    tables: tuple[Table, ...]
+    media: tuple[Path, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecords:
+    """The contents of a run folder. `problems` says in sentences what is missing or cannot be read."""
+
+    folder: Path
+    card: Mapping[str, Any]
+    config: str
+    lines: tuple[Mapping[str, Any], ...]
+    evaluations: tuple[Evaluation, ...]
+    log: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def step(self) -> int | None:
+        """The last step that was logged."""
+        return max((line["step"] for line in self.lines), default=None)
+
+    def provenance(self) -> list[str]:
+        """Every statement of the card about where the data came from."""
+        found = [str(value) for key, value in flatten(self.card) if key.split(".")[-1] == "provenance"]
+        return list(dict.fromkeys(found))
+
+    def series(self) -> dict[str, dict[str, tuple[list[int], list[float]]]]:
+        """Measure -> series name -> (steps, values).
+
+        `metrics.jsonl` names a value "measure" or "group/measure"; measures of all groups and splits share a
+        chart, so that the training loss lies beside the one of the evaluation.
+        """
+        charts: dict[str, dict[str, tuple[list[int], list[float]]]] = {}
+        for line in self.lines:
+            split = str(line.get("split", "train"))
+            for key, value in line.items():
+                if key in ("step", "split") or not (value is None or isinstance(value, int | float)):
+                    continue
+                group, _, measure = key.rpartition("/")
+                name = f"{split}, {readable(group)}" if group else split
+                steps, values = charts.setdefault(measure, {}).setdefault(name, ([], []))
+                steps.append(line["step"])
+                values.append(math.nan if value is None else float(value))
+        return charts
+
+
+def read_run(folder: Path) -> RunRecords:
+    """Read a run folder. Raises DataError only where there is no folder at all."""
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder} is not a folder: a report is written for a run folder such as runs/NAME/seed0"
+        )
+    problems: list[str] = []
+    card = _card(folder / "run.json", problems)
+    config = _text(folder / "config.yaml", problems, "The configuration") or ""
+    lines = _lines(folder / "metrics.jsonl", problems)
+    evaluations = tuple(_evaluations(folder, problems))
+    if not evaluations:
+        problems.append("There is no evaluation yet, so there are no tables and no pictures.")
+    log = folder / "train.log"
+    tail = log.read_text(errors="replace").splitlines()[-40:] if log.is_file() else []
+    return RunRecords(folder, card, config, tuple(lines), evaluations, tuple(tail), tuple(problems))
+
+
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("dotted.key", plain value) for every leaf of JSON-like data; a list of plain values is one leaf."""
+    if isinstance(value, Mapping):
+        for key, child in value.items():
+            yield from flatten(child, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, list) and any(isinstance(child, Mapping | list) for child in value):
+        for i, child in enumerate(value):
+            yield from flatten(child, f"{prefix}.{i}")
+    elif isinstance(value, list):
+        yield prefix, " ".join(str(child) for child in value)
+    else:
+        yield prefix, value
+
+
+def readable(name: str) -> str:
+    """`steps_per_second` -> "steps per second"."""
+    return name.replace("_", " ").replace("/", ", ")
+
+
+def _text(path: Path, problems: list[str], what: str) -> str | None:
+    try:
+        return path.read_text(errors="replace")
+    except FileNotFoundError:
+        problems.append(f"{what} ({path.name}) is missing.")
+    except OSError as error:
+        problems.append(f"{what} ({path.name}) cannot be read: {error.strerror}.")
+    return None
+
+
+def _card(path: Path, problems: list[str]) -> Mapping[str, Any]:
+    text = _text(path, problems, "The run card, which says where the data came from,")
+    if text is None:
+        return {}
+    try:
+        card = json.loads(text)
+    except ValueError:
+        card = None
+    if not isinstance(card, dict):
+        problems.append(f"The run card ({path.name}) is not readable JSON.")
+        return {}
+    return card
+
+
+def _lines(path: Path, problems: list[str]) -> list[Mapping[str, Any]]:
+    text = _text(path, problems, "The log of numbers")
+    if text is None:
+        return []
+    lines, broken = [], 0
+    raw = text.split("\n")
+    for number, line in enumerate(raw):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        step = entry.get("step") if isinstance(entry, dict) else None
+        if isinstance(step, int) and not isinstance(step, bool):
+            lines.append(entry)
+        # A run that was killed, or still writes, leaves its last line unfinished: that is no damage.
+        elif number < len(raw) - 1:
+            broken += 1
+    if broken:
+        problems.append(f"{broken} line(s) of {path.name} cannot be read and are left out.")
+    if not lines:
+        problems.append("No numbers were logged yet, so there are no curves.")
+    return sorted(lines, key=lambda line: line["step"])
+
+
+def _evaluations(folder: Path, problems: list[str]) -> Iterator[Evaluation]:
+    found = []
+    for path in (folder / "evaluation").glob("step_*"):
+        match = re.fullmatch(r"step_(\d+)", path.name)
+        if match and path.is_dir():
+            found.append((int(match[1]), path))
+    top = folder.resolve()
+    for step, path in sorted(found):
+        tables: tuple[Table, ...] = ()
+        if (path / "table.json").is_file():
+            try:
+                tables = tuple(read_tables(path / "table.json"))
+            except DataError:
+                problems.append(f"The table of step {step} cannot be read.")
+        # Links that lead out of the run folder are not followed.
+        media = [p for p in sorted(path.iterdir(), key=_natural) if p.suffix.lower() in (*PICTURES, *VIDEOS)]
+        yield Evaluation(
+            step, tables, tuple(p for p in media if p.is_file() and p.resolve().is_relative_to(top))
+        )
+
+
+def _natural(path: Path) -> list[Any]:
+    """clip_2 before clip_10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
