@@ -2,11 +2,12 @@
 
 import logging
 import pathlib
+import shutil
 
 import numpy as np
 
 from slotzoo.data.preparation import Progress, prepare
-from slotzoo.data.sources.array_record import ArrayRecordSource
+from slotzoo.data.sources.array_record import MANIFEST, ArrayRecordSource
 from slotzoo.data.spec import Source
 from slotzoo.errors import DataError
 
@@ -24,21 +25,24 @@ def cached(
     """
     folder = pathlib.Path(cache).expanduser() / f"{source.name}-{split}-{source.fingerprint}"
     try:
-        stored = prepare(source, folder, progress=progress)
-        if not _same_first(source, stored):
-            stored.close()
-            log.warning("%s was written by another version of the generator; making it again", folder)
-            for path in folder.iterdir():
-                path.unlink()
-            stored = prepare(source, folder, progress=progress)
-        return stored
+        if _outdated(source, folder):
+            log.warning("%s was written by another version of slotzoo; making it again", folder)
+            shutil.rmtree(folder)
+        return prepare(source, folder, progress=progress)
     except (DataError, OSError) as error:
         log.warning("the cache is not used, clips are made anew each time: %s", error)
         return source
 
 
-def _same_first(source: Source, stored: ArrayRecordSource) -> bool:
-    if len(source) != len(stored):
+def _outdated(source: Source, folder: pathlib.Path) -> bool:
+    """Whether the folder is complete but cannot be read, or does not begin as the source does."""
+    if not (folder / MANIFEST).exists():
         return False
-    made, read = source[0], stored[0]
-    return made.keys() == read.keys() and all(np.array_equal(made[name], read[name]) for name in made)
+    try:
+        stored = ArrayRecordSource(folder)
+        made, read = source[0], stored[0]
+        stored.close()
+    except DataError:
+        return True
+    same = made.keys() == read.keys() and all(np.array_equal(made[name], read[name]) for name in made)
+    return not same or len(source) != len(stored)

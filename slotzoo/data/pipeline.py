@@ -10,12 +10,12 @@ for.
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import grain
 import numpy as np
 
-from slotzoo.data.spec import Record, Source
+from slotzoo.data.spec import Record, Source, WindowSource, frames_of, slice_time
 from slotzoo.errors import ConfigError, DataError
 
 
@@ -49,6 +49,8 @@ class _Batches:
         self.order = grain.MapDataset.range(records)
         if train:
             self.order = self.order.seed(seed).shuffle().repeat()  # another order in every epoch
+        # A source that can read a part of a clip is asked for no more.
+        self._windows = cast(WindowSource, source) if hasattr(source, "window") else None
         self._filler: Record | None = None
 
     @property
@@ -86,8 +88,9 @@ class _Batches:
         raise DataError(f"{self.source!r}: not one of its {self.records} records can be read.")
 
     def _read(self, index: int, epoch: int, skipped: dict[int, str]) -> Record | None:
+        rng = np.random.default_rng([self.seed, epoch, index])
         try:
-            record = self.source[index]
+            record = self._window(index, rng)
         except DataError as error:
             if self.on_error == "raise":
                 raise
@@ -95,24 +98,28 @@ class _Batches:
             if len(skipped) > self.max_skips:
                 raise too_many(skipped, self.max_skips) from error
             return None
-        rng = np.random.default_rng([self.seed, epoch, index])
-        record = self._window(record, index, rng)
         for transform in self.transforms:
             record = transform(record, rng)
         return record
 
-    def _window(self, record: Record, index: int, rng: np.random.Generator) -> Record:
-        if self.length is None:
-            return record
-        timed = [name for name, field in self.source.spec.items() if field.time]
-        frames = len(record[timed[0]])
-        if frames < self.length:
+    def _window(self, index: int, rng: np.random.Generator) -> Record:
+        source, length = self.source, self.length
+        if length is None:
+            return source[index]
+        if self._windows is not None:
+            start = self._start(index, self._windows.frames(index), length, rng)
+            return self._windows.window(index, start, length)
+        record = source[index]
+        start = self._start(index, frames_of(record, source.spec), length, rng)
+        return slice_time(record, source.spec, start, start + length)
+
+    def _start(self, index: int, frames: int, length: int, rng: np.random.Generator) -> int:
+        if frames < length:
             raise DataError(
-                f"Clip {index} of {self.source.name!r} has {frames} frames, fewer than the "
-                f"{self.length} asked for; ask for shorter clips."
+                f"Clip {index} of {self.source.name!r} has {frames} frames, fewer than the {length} asked for; ask "
+                "for shorter clips or use on_error=skip."
             )
-        start = int(rng.integers(frames - self.length + 1)) if self.train else 0
-        return {name: x[start : start + self.length] if name in timed else x for name, x in record.items()}
+        return int(rng.integers(frames - length + 1)) if self.train else 0
 
     def _fill(self) -> Record:
         """What stands in rows that are not valid: the first clip that can be read, so that shapes stay

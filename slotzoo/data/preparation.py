@@ -7,10 +7,12 @@ import json
 import logging
 import os
 import pathlib
+import secrets
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from slotzoo.data.codec import encode
 from slotzoo.data.sources.array_record import (
@@ -19,23 +21,30 @@ from slotzoo.data.sources.array_record import (
     VERSION,
     ArrayRecordSource,
     open_reader,
+    pack_frames,
     read_manifest,
     spec_to_json,
 )
-from slotzoo.data.spec import Source
-from slotzoo.errors import DataError
+from slotzoo.data.spec import Source, check_record, frames_of, slice_time
+from slotzoo.errors import ConfigError, DataError
 
 
 log = logging.getLogger(__name__)
 # `group_size:1`: one record a block. The default of 65536 makes random access useless.
 _WRITER = "group_size:1,zstd:1"
 _SHARD_BYTES = 256 << 20  # before compression
+_CHUNK = 50  # frames: a short window out of a long clip should not cost the whole clip
 Progress = Callable[[int, int], None]
+
+
+def _temporary(path: pathlib.Path) -> pathlib.Path:
+    """A name beside `path` that no other process uses."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
     """Write beside, flush to the disk, rename: a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _temporary(path)
     with open(temporary, "w") as file:
         file.write(text)
         file.flush()
@@ -48,11 +57,14 @@ def _locked(folder: pathlib.Path) -> Iterator[None]:
     """One process at a time prepares a folder; the kernel frees the lock when its holder dies."""
     import fcntl
 
-    with open(folder / ".lock", "w") as file:
-        with contextlib.suppress(
-            OSError
-        ):  # some network file systems have no locks; then both do the same work
+    with _disk(folder):
+        file = open(folder / ".lock", "w")
+    with file:
+        # Some network file systems have no locks: then two processes at once both do the whole work.
+        with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
+            for left in folder.glob(".*.tmp"):  # by a process that was killed
+                left.unlink()
         yield
 
 
@@ -69,19 +81,30 @@ def _disk(folder: pathlib.Path) -> Iterator[None]:
         raise DataError(f"{folder}: cannot be written ({str(error).splitlines()[0]}).") from error
 
 
-class _Reading:
-    """Records of a source in order, read ahead by threads; corrupted ones raised or counted."""
+class _Clip(NamedTuple):
+    frames: int
+    chunks: list[bytes]
 
-    def __init__(self, source: Source, pool: ThreadPoolExecutor, ahead: int, on_error: str, max_skips: int):
-        self.source, self.pool, self.ahead = source, pool, ahead
+
+class _Reading:
+    """Clips of a source in order, read ahead and encoded by threads; corrupted ones raised or counted."""
+
+    def __init__(
+        self, source: Source, chunk: int, pool: ThreadPoolExecutor, ahead: int, on_error: str, max_skips: int
+    ):
+        self.source, self.chunk, self.pool, self.ahead = source, chunk, pool, ahead
         self.on_error, self.max_skips = on_error, max_skips
         self.skips = 0
 
-    def _read(self, index: int) -> bytes:
-        return encode(self.source[index])
+    def _read(self, index: int) -> _Clip:
+        record, spec = self.source[index], self.source.spec
+        check_record(record, spec, f"{self.source!r}, clip {index}")
+        frames = frames_of(record, spec)
+        starts = range(0, frames, self.chunk)
+        return _Clip(frames, [encode(slice_time(record, spec, i, i + self.chunk)) for i in starts])
 
-    def over(self, indices: range, skipped: list[int]) -> Iterator[bytes]:
-        waiting: list[tuple[int, Future[bytes]]] = []
+    def over(self, indices: range, skipped: list[int]) -> Iterator[_Clip]:
+        waiting: deque[tuple[int, Future[_Clip]]] = deque()
         rest = iter(indices)
         try:
             while True:
@@ -89,7 +112,7 @@ class _Reading:
                     waiting.append((index, self.pool.submit(self._read, index)))
                 if not waiting:
                     return
-                index, future = waiting.pop(0)
+                index, future = waiting.popleft()
                 try:
                     yield future.result()
                 except DataError as error:
@@ -117,37 +140,48 @@ def _checksum(path: pathlib.Path) -> tuple[int, int]:
         reader.close()
 
 
-def _write_shard(path: pathlib.Path, records: Iterator[bytes]) -> dict[str, Any]:
+def _write_shard(path: pathlib.Path, clips: Iterator[_Clip]) -> dict[str, Any]:
     """Write, close, read back, flush to the disk, rename. An ArrayRecord that was not closed holds nothing."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    temporary = path.with_name(f".{path.name}.tmp")
-    writer = ArrayRecordWriter(str(temporary), _WRITER)
+    temporary = _temporary(path)
+    frames: list[int] = []
     count = crc = 0
     try:
-        for data in records:
-            writer.write(data)
-            crc = zlib.crc32(data, crc)
-            count += 1
+        with _disk(path.parent):
+            writer = ArrayRecordWriter(str(temporary), _WRITER)
+        try:
+            # Only writing is called a matter of the disk: what goes wrong in a source is told as it is.
+            for clip in clips:
+                with _disk(path.parent):
+                    for data in clip.chunks:
+                        writer.write(data)
+                        crc = zlib.crc32(data, crc)
+                count += len(clip.chunks)
+                frames.append(clip.frames)
+        finally:
+            with _disk(path.parent):
+                writer.close()
+        if _checksum(temporary) != (count, crc):
+            raise DataError(f"{temporary}: what was read back is not what was written; check the disk.")
+        with _disk(path.parent):
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
-        writer.close()
-    if _checksum(temporary) != (count, crc):
-        raise DataError(f"{temporary}: what was read back is not what was written; check the disk.")
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    return {"file": path.name, "records": count, "bytes": path.stat().st_size, "crc32": crc}
+        temporary.unlink(missing_ok=True)
+    size = path.stat().st_size
+    return {"file": path.name, "records": count, "bytes": size, "crc32": crc, "frames": pack_frames(frames)}
 
 
-def _finished(path: pathlib.Path, note: pathlib.Path, source: Source) -> dict[str, Any] | None:
+def _finished(path: pathlib.Path, note: pathlib.Path, fingerprint: list[Any]) -> dict[str, Any] | None:
     """The note of a shard that an interrupted run completed for the same source, or None."""
     try:
         shard = json.loads(note.read_text())
-        if shard.pop("fingerprint") == source.fingerprint and path.stat().st_size == shard["bytes"]:
-            return shard
+        same = shard.pop("fingerprint") == fingerprint and path.stat().st_size == shard["bytes"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # no note, or not ours: the shard is written again
-    return None
+        return None  # no note, or not ours: the shard is written again
+    return shard if same else None
 
 
 def prepare(
@@ -158,42 +192,43 @@ def prepare(
     on_error: Literal["raise", "skip"] = "raise",
     max_skips: int = 100,
     shard_bytes: int = _SHARD_BYTES,
+    chunk: int = _CHUNK,
     progress: Progress | None = None,
 ) -> ArrayRecordSource:
     """Write every record of `source` to `folder` and return the folder opened as a source.
 
-    `workers` threads read ahead. Every shard is read back before it gets its name; stopped at any time, the
-    same call goes on after the last complete shard. A folder that is complete already is only checked.
-    `progress` is called with (records done, records in all). With `on_error="skip"` at most `max_skips`
-    corrupted records are left out and listed in the manifest.
+    `workers` threads read ahead. Clips are cut into ArrayRecord records of `chunk` frames. Every shard is read
+    back before it gets its name; stopped at any time, the same call goes on after the last complete shard. A
+    folder that is complete already is only checked. `progress` is called with (clips done, clips in all). With
+    `on_error="skip"` at most `max_skips` corrupted clips are left out and listed in the manifest.
     """
     folder = pathlib.Path(folder)
     if len(source) == 0:
         raise DataError(f"{source!r} has no records; there is nothing to prepare.")
+    if chunk < 1 or shard_bytes < 1:
+        raise ConfigError(
+            f"Preparation needs chunk and shard_bytes of at least 1, got {chunk} and {shard_bytes}."
+        )
     with _disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
-            if (folder / MANIFEST).exists():
-                return _reuse(source, folder)
-            shards, skipped = _write_all(
-                source,
-                folder,
-                workers,
-                shard_bytes,
-                on_error,
-                max_skips,
-                progress or (lambda done, total: None),
-            )
-            manifest = {
-                "format": FORMAT,
-                "version": VERSION,
-                "name": source.name,
-                "provenance": source.provenance,
-                "fingerprint": source.fingerprint,
-                "spec": spec_to_json(source.spec),
-                "shards": shards,
-                "skipped": skipped,
-            }
+    with _locked(folder):
+        if (folder / MANIFEST).exists():
+            return _reuse(source, folder)
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            reading = _Reading(source, chunk, pool, 2 * max(1, workers), on_error, max_skips)
+            shards, skipped = _write_all(reading, folder, shard_bytes, progress or (lambda done, total: None))
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "name": source.name,
+            "provenance": source.provenance,
+            "fingerprint": source.fingerprint,
+            "spec": spec_to_json(source.spec),
+            "chunk": chunk,
+            "shards": shards,
+            "skipped": skipped,
+        }
+        with _disk(folder):
             write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1))
             for shard in shards:
                 (folder / f"{shard['file']}.json").unlink(missing_ok=True)
@@ -211,34 +246,29 @@ def _reuse(source: Source, folder: pathlib.Path) -> ArrayRecordSource:
 
 
 def _write_all(
-    source: Source,
-    folder: pathlib.Path,
-    workers: int,
-    shard_bytes: int,
-    on_error: str,
-    max_skips: int,
-    progress: Progress,
+    reading: _Reading, folder: pathlib.Path, shard_bytes: int, progress: Progress
 ) -> tuple[list[dict[str, Any]], list[int]]:
+    source = reading.source
     total = len(source)
     # The number of shards must not depend on the machine: a resumed run has to find the same ones.
     per_shard = max(1, min(total, shard_bytes // _record_bytes(source)))
     count = -(-total // per_shard)
     shards, skipped = [], []
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        reading = _Reading(source, pool, 2 * max(1, workers), on_error, max_skips)
-        for number in range(count):
-            path = folder / f"{number:05d}-of-{count:05d}.array_record"
-            note = path.with_name(f"{path.name}.json")
-            indices = range(number * per_shard, min(total, (number + 1) * per_shard))
-            shard = _finished(path, note, source)
-            if shard is None:
-                lost: list[int] = []
-                records = _counted(reading.over(indices, lost), indices.start, total, progress)
-                shard = {**_write_shard(path, records), "skipped": lost}
-                write_atomically(note, json.dumps({**shard, "fingerprint": source.fingerprint}))
-            progress(indices.stop, total)
-            skipped += shard.pop("skipped")
-            shards.append(shard)
+    for number in range(count):
+        path = folder / f"{number:05d}-of-{count:05d}.array_record"
+        note = path.with_name(f"{path.name}.json")
+        indices = range(number * per_shard, min(total, (number + 1) * per_shard))
+        identity = [source.fingerprint, reading.chunk, indices.start, indices.stop]
+        shard = _finished(path, note, identity)
+        if shard is None:
+            lost: list[int] = []
+            clips = _counted(reading.over(indices, lost), indices.start, total, progress)
+            shard = {**_write_shard(path, clips), "skipped": lost}
+            with _disk(folder):
+                write_atomically(note, json.dumps({**shard, "fingerprint": identity}))
+        progress(indices.stop, total)
+        skipped += shard.pop("skipped")
+        shards.append(shard)
     return shards, skipped
 
 
@@ -250,23 +280,21 @@ def _record_bytes(source: Source) -> int:
     raise DataError(f"{source!r}: not one of its {len(source)} records can be read.")
 
 
-def _counted(records: Iterator[bytes], done: int, total: int, progress: Progress) -> Iterator[bytes]:
-    for data in records:
-        yield data
+def _counted(clips: Iterator[_Clip], done: int, total: int, progress: Progress) -> Iterator[_Clip]:
+    for clip in clips:
+        yield clip
         done += 1
         progress(done, total)
 
 
 def verify(folder: str | pathlib.Path) -> int:
-    """Read every record of a prepared folder again; return how many there are, raise `DataError` if one
+    """Read every record of a prepared folder again; return the number of clips, raise `DataError` if one
     changed."""
     folder = pathlib.Path(folder)
-    total = 0
     for shard in read_manifest(folder)["shards"]:
         path = folder / shard["file"]
         if _checksum(path) != (shard["records"], shard["crc32"]):
             raise DataError(
                 f"{path}: its records are not those that were written; delete it and prepare again."
             )
-        total += shard["records"]
-    return total
+    return len(ArrayRecordSource(folder))

@@ -54,6 +54,28 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class WindowSource(Source, Protocol):
+    """A source that can read a part of a record for less than the whole: `window` equals the slice of the
+    record."""
+
+    def frames(self, index: int) -> int:
+        """Length of the time axis of a record."""
+        ...
+
+    def window(self, index: int, start: int, length: int) -> Record: ...
+
+
+def frames_of(record: Record, spec: Mapping[str, FieldSpec]) -> int:
+    """Length of the time axis; 1 for a record without one."""
+    return next((len(record[name]) for name, field in spec.items() if field.time), 1)
+
+
+def slice_time(record: Record, spec: Mapping[str, FieldSpec], start: int, stop: int) -> Record:
+    """The record with its fields over time cut to frames `start` to `stop`, the others as they are."""
+    return {name: x[start:stop] if spec[name].time else x for name, x in record.items()}
+
+
 def _text(shape: tuple[int | None, ...]) -> str:
     return "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
 

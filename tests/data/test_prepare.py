@@ -241,7 +241,7 @@ def test_shards_that_are_cut_off_missing_or_swapped_are_named(intact, tmp_path):
     [
         ("", "cannot be used"),
         ("[]", "cannot be used"),
-        ('{"format": "other", "version": 1}', "format other 1, expected slotzoo-array-record 1"),
+        ('{"format": "other", "version": 1}', "format other 1, expected slotzoo-array-record"),
     ],
 )
 def test_a_manifest_that_cannot_be_used_is_explained(tmp_path, text, sentence):
@@ -261,13 +261,51 @@ def test_a_manifest_cannot_point_out_of_its_folder(intact, tmp_path):
 
 @pytest.mark.parametrize("words", ["No space left on device", "Permission denied", "Input/output error"])
 def test_what_the_disk_says_becomes_a_sentence(tmp_path, monkeypatch, words):
-    def write(path, records):
-        raise RuntimeError(f"write() failed: {words}; writing {path}")
+    class Writer:
+        def __init__(self, path, options):
+            pass
 
-    monkeypatch.setattr("slotzoo.data.preparation._write_shard", write)
+        def write(self, data):
+            raise RuntimeError(f"write() failed: {words}; writing somewhere")
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr("array_record.python.array_record_module.ArrayRecordWriter", Writer)
     sentence = {"N": "the disk is full; make room", "P": "not allowed to write there", "I": "cannot be written"}
     with pytest.raises(DataError, match=sentence[words[0]]):
         prepared(tmp_path)
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_what_goes_wrong_in_a_source_is_not_blamed_on_the_disk(tmp_path):
+    class Fails(MazeSource):
+        def __getitem__(self, index):
+            if index:
+                raise RuntimeError("the source's own trouble")
+            return super().__getitem__(index)
+
+    with pytest.raises(RuntimeError, match="own trouble"):
+        prepared(tmp_path, Fails("train", **MAZES))
+
+
+@given(frames=st.integers(1, 13), chunk=st.integers(1, 14), data=st.data())
+def test_windows_of_clips_cut_into_chunks(frames, chunk, data, tmp_path_factory):
+    lengths = [frames, data.draw(st.integers(1, 9)), frames]
+    source = Numbered(3, lengths=lengths)
+    found = prepare(source, tmp_path_factory.mktemp("chunks"), chunk=chunk)
+    assert same(found, source) and [found.frames(i) for i in range(3)] == lengths
+    index = data.draw(st.integers(0, 2))
+    start = data.draw(st.integers(0, lengths[index] - 1))
+    length = data.draw(st.integers(1, lengths[index] - start))
+    window = found.window(index, start, length)
+    assert np.array_equal(window["video"], source[index]["video"][start : start + length])
+    assert window["label"] == index
+
+
+def test_shards_may_lose_all_their_clips(tmp_path):
+    found = prepared(tmp_path, Numbered(6, bad=[2, 3]), on_error="skip", shard_bytes=2 * 28)
+    assert [int(found[i]["label"]) for i in range(len(found))] == [0, 1, 4, 5]
 
 
 def test_a_folder_that_cannot_be_made_is_explained(tmp_path):
@@ -301,7 +339,7 @@ def test_a_cache_of_an_older_generator_is_made_again(tmp_path, monkeypatch, capl
     monkeypatch.setattr(maze, "render", darker)
     with caplog.at_level(logging.WARNING):
         found = open_source("dmlab", "train", cache=tmp_path, **MAZES)
-    assert "another version of the generator" in caplog.text and same(found, MazeSource("train", **MAZES))
+    assert "another version of slotzoo" in caplog.text and same(found, MazeSource("train", **MAZES))
 
 
 def test_a_cache_that_cannot_be_written_is_said_and_not_needed(tmp_path, caplog):

@@ -1,4 +1,7 @@
-"""Records in ArrayRecord shards, as `prepare` writes them: `<folder>/manifest.json` beside the shards."""
+"""Clips in ArrayRecord shards, as `prepare` writes them: `<folder>/manifest.json` beside the shards.
+
+A clip is cut into records of `chunk` frames, so that a short window out of a long clip is read for less.
+"""
 
 import bisect
 import dataclasses
@@ -10,14 +13,16 @@ import pathlib
 import threading
 from typing import Any
 
+import numpy as np
+
 from slotzoo.data.codec import decode
-from slotzoo.data.spec import FieldSpec, Provenance, Record, check_record
+from slotzoo.data.spec import FieldSpec, Provenance, Record, check_record, slice_time
 from slotzoo.errors import DataError
 
 
 MANIFEST = "manifest.json"
 FORMAT = "slotzoo-array-record"
-VERSION = 1
+VERSION = 2
 # Random access: no read-ahead. The defaults of ArrayRecord would read 16 MB around every record.
 _READER = "readahead_buffer_size:0,max_parallelism:0"
 
@@ -38,6 +43,15 @@ def open_reader(path: pathlib.Path) -> Any:
 
 def spec_to_json(spec: dict[str, FieldSpec]) -> dict[str, Any]:
     return {name: dataclasses.asdict(field) for name, field in spec.items()}
+
+
+def pack_frames(frames: list[int]) -> list[list[int]]:
+    """Lengths of the clips of a shard as pairs (length, how many in a row)."""
+    return [[length, len(list(run))] for length, run in itertools.groupby(frames)]
+
+
+def _unpack_frames(runs: list[list[int]]) -> list[int]:
+    return [length for length, count in runs for _ in range(count)]
 
 
 def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
@@ -74,11 +88,22 @@ class ArrayRecordSource:
         self._spec: dict[str, FieldSpec] = manifest["spec"]
         self._origin: str = manifest["fingerprint"]
         self._shards: list[dict[str, Any]] = manifest["shards"]
-        self._ends = list(itertools.accumulate(shard["records"] for shard in self._shards))
+        self._chunk: int = manifest["chunk"]
+        self._frames = [_unpack_frames(shard["frames"]) for shard in self._shards]
+        self._ends = list(itertools.accumulate(len(frames) for frames in self._frames))
+        # First ArrayRecord record of each clip of a shard.
+        self._starts = [
+            [0, *itertools.accumulate(-(-length // self._chunk) for length in frames)]
+            for frames in self._frames
+        ]
         self._readers: dict[int, Any] = {}
         self._lock = threading.Lock()
-        for shard in self._shards:
+        for shard, starts in zip(self._shards, self._starts, strict=True):
             path = self.folder / shard["file"]
+            if starts[-1] != shard["records"]:
+                raise DataError(
+                    f"{self.folder / MANIFEST}: contradicts itself about {path.name}; prepare again."
+                )
             size = path.stat().st_size if path.is_file() else None
             if size != shard["bytes"]:
                 found = "is missing" if size is None else f"has {size} bytes"
@@ -120,22 +145,42 @@ class ArrayRecordSource:
                 self._readers[shard] = reader
             return self._readers[shard]
 
-    def __getitem__(self, index: int) -> Record:
+    def _place(self, index: int) -> tuple[int, int]:
+        """Shard of a clip, and its number there."""
         if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
+            raise IndexError(f"clip {index} of {len(self)}")
         shard = bisect.bisect_right(self._ends, index)
-        within = index - (self._ends[shard - 1] if shard else 0)
-        where = f"{self.folder / self._shards[shard]['file']}, record {within} (clip {index})"
+        return shard, index - (self._ends[shard - 1] if shard else 0)
+
+    def frames(self, index: int) -> int:
+        shard, within = self._place(index)
+        return self._frames[shard][within]
+
+    def __getitem__(self, index: int) -> Record:
+        return self.window(index, 0, self.frames(index))
+
+    def window(self, index: int, start: int, length: int) -> Record:
+        """Frames `start` to `start + length` of a clip: only the records that hold them are read."""
+        shard, within = self._place(index)
+        first, last = start // self._chunk, (start + max(1, length) - 1) // self._chunk
+        numbers = [self._starts[shard][within] + i for i in range(first, last + 1)]
+        where = f"{self.folder / self._shards[shard]['file']}, record {numbers[0]} (clip {index})"
         try:
-            (data,) = self._reader(shard).read([within])
+            chunks = self._reader(shard).read(numbers)
         except (RuntimeError, IndexError) as error:
             raise DataError(
                 f"{where}: corrupted ({str(error).splitlines()[0]}); prepare the data set again or "
                 "use on_error=skip."
             ) from error
-        record = decode(data, where)
-        check_record(record, self._spec, where)
-        return record
+        records = [decode(data, where) for data in chunks]
+        for record in records:
+            check_record(record, self._spec, where)
+        whole = records[0]
+        if len(records) > 1:
+            join = lambda name: np.concatenate([record[name] for record in records])
+            whole = {name: join(name) if self._spec[name].time else x for name, x in whole.items()}
+        skip = first * self._chunk
+        return slice_time(whole, self._spec, start - skip, start - skip + length)
 
     def close(self) -> None:
         with self._lock:

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from slotzoo.data.spec import FieldSpec, Provenance, Record
-from slotzoo.data.synthetic.layout import ACTIONS, Layout, make_maze, walk
+from slotzoo.data.synthetic.layout import ACTIONS, Layout, Walk, make_maze, walk
 from slotzoo.data.synthetic.raycast import render
 from slotzoo.data.synthetic.textures import texture_hash
 from slotzoo.errors import ConfigError
@@ -74,11 +74,19 @@ class MazeSource:
         return self.clips
 
     def __getitem__(self, index: int) -> Record:
+        return self.window(index, 0, self.length)
+
+    def frames(self, index: int) -> int:
+        return self.length
+
+    def window(self, index: int, start: int, length: int) -> Record:
+        """Frames `start` to `start + length` of a clip: the walk is cheap, only these are drawn."""
         if not 0 <= index < self.clips:
             raise IndexError(f"clip {index} of {self.clips}")
         rng = np.random.default_rng([self.seed, {"train": 0, "test": 1}[self.split], index])
         maze = make_maze(rng, layout=self.layout)
-        path = walk(rng, maze, self.length)
+        whole = walk(rng, maze, self.length)
+        path = Walk(*(x[start : start + length] for x in whole))
         frames, distance = render(maze, path, self.size, depth=self.depth)
         record = {"video": frames, "actions": path.actions}
         if distance is not None:

@@ -36,6 +36,7 @@ def styles() -> tuple[tuple[range, range], ...]:
     return tuple((range(a, b), range(b, c)) for a, b, c in _BOUNDS)
 
 
+@functools.cache
 def texture_hash() -> str:
     """SHA-256 of the texture file: part of the identity of every video made from it."""
     return hashlib.sha256(_FILE.read_bytes()).hexdigest()
