@@ -25,7 +25,7 @@ REPEAT_LAST = "repeat last frame"
 MEAN_CONTEXT = "mean of given frames"
 MEAN_TRAINING = "mean training frame"
 HIGHER_IS_BETTER = {"PSNR": True, "SSIM": True, "LPIPS": False, "FVD": False}
-Clips = Shaped[np.ndarray, "clip time height width channel"]
+Clips = Shaped[Array | np.ndarray, "clip time height width channel"]
 
 
 class VideoProtocol:
@@ -81,6 +81,7 @@ class VideoProtocol:
             frames after the given ones.
         valid: False marks clips that fill up a last batch; they are left out.
         """
+        truth = np.asarray(truth)
         models = predictions if isinstance(predictions, Mapping) else {"model": predictions}
         models = {name: np.asarray(value) for name, value in models.items()}
         if valid is not None:

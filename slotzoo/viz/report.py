@@ -206,9 +206,12 @@ def _history(earlier: Sequence[Evaluation], media: "_Media") -> Iterator[str]:
 def _about(records: RunRecords) -> Iterator[str]:
     yield "<section><h2>What the run was made of</h2>"
     if records.card:
+        card, starts = dict(records.card), records.card.get("starts")
+        if isinstance(starts, list) and starts:
+            card |= {"starts": len(starts), "last start": starts[-1]}
         rows = "".join(
             f"<tr><th scope=row>{escape(key)}</th><td>{escape(str(value))}</td></tr>"
-            for key, value in flatten(records.card)
+            for key, value in flatten(card)
         )
         table = f'<div class="scroll"><table class="plain">{rows}</table></div>'
         yield f"<details open><summary>Run card</summary>{table}</details>"
