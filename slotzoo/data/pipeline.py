@@ -163,9 +163,13 @@ class BatchIterator(grain.DatasetIterator):
         self._inner: grain.DatasetIterator | None = None
 
     def __next__(self) -> Batch:
+        fresh = self._inner is None
         if self._inner is None:
             self._inner = self._dataset.elements(self._next)
         batch, skipped = next(self._inner)
+        if fresh:
+            size = sum(x.nbytes for x in batch.values()) / 2**20
+            log.info("a batch has %.1f MiB, up to %d are read ahead", size, self._dataset.ahead)
         self._next += 1
         for index, message in skipped.items():
             if index not in self.skipped:
@@ -203,7 +207,9 @@ class BatchDataset(grain.IterDataset):
     def __init__(self, batches: _Batches, num_threads: int, num_workers: int, prefetch: int):
         super().__init__()
         self._batches = batches
-        self.num_threads, self.num_workers, self.ahead = num_threads, num_workers, prefetch
+        self.num_threads, self.num_workers = num_threads, num_workers
+        # As many batches in flight as threads, never grain's default of 500: a batch has tens of megabytes.
+        self.ahead = max(prefetch, num_threads)
         self.max_skips = batches.max_skips
         self.records = batches.records
         self.batches = -(-batches.records // batches.global_batch)
@@ -214,13 +220,13 @@ class BatchDataset(grain.IterDataset):
     def identity(self) -> dict[str, Any]:
         """What the order of batches depends on, but for the content of the records."""
         b = self._batches
-        return {"records": b.records, "global_batch": b.global_batch, "seed": b.seed, "train": b.train}
+        identity = {"records": b.records, "global_batch": b.global_batch, "length": b.length}
+        return {**identity, "seed": b.seed, "train": b.train}
 
     def elements(self, start: int) -> grain.DatasetIterator:
         dataset = grain.MapDataset.source(self._batches)[start:]
         threads = self.num_threads
-        # As many batches in flight as threads, never grain's default of 500: a batch has tens of megabytes.
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(self.ahead, threads))
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=self.ahead)
         elements = dataset.to_iter_dataset(options)
         if self.num_workers:
             _parse_absl_flags()

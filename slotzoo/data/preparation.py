@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 # `group_size:1`: one record a block. The default of 65536 makes random access useless.
 _WRITER = "group_size:1,zstd:1"
 _SHARD_BYTES = 256 << 20  # before compression
-_CHUNK = 50  # frames: a short window out of a long clip should not cost the whole clip
+_CHUNK = 20  # frames: a short window out of a long clip should not cost the whole clip
 Progress = Callable[[int, int], None]
 
 

@@ -225,6 +225,21 @@ def test_any_seed_is_taken(seed):
     next(iter(train(Numbered(4), seed=seed)))
 
 
+def test_orbax_saves_and_restores_the_position(tmp_path):
+    import grain
+    import orbax.checkpoint as ocp
+
+    reference = take(iter(train(Numbered(7), length=3)), 6)
+    iterator = iter(train(Numbered(7), length=3))
+    take(iterator, 2)
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.save(2, args=ocp.args.Composite(data=grain.checkpoint.CheckpointSave(iterator)))
+        manager.wait_until_finished()
+        again = iter(train(Numbered(7), length=3))
+        manager.restore(2, args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(again)))
+    assert equal(take(again, 4), reference[2:])
+
+
 @pytest.mark.slow
 def test_worker_processes_give_the_same_batches_and_positions():
     source = MazeSource("train", length=3, size=8, clips=5)
