@@ -16,6 +16,7 @@ from slotzoo.data.synthetic.textures import LEVELS, SKY_COLUMNS, SKY_ROWS, TEXEL
 
 _FOG = 0.07  # brightness is 1 / (1 + fog * distance)
 _SIDE = 0.82  # walls that face north or south are this much darker
+_FINER = (2.0 ** (np.arange(len(LEVELS) - 1) - 0.5)).astype(np.float32)  # where each next level begins
 _EYE = 0.5  # eye height; walls are 1 high. The field of view is 90 degrees.
 
 
@@ -33,8 +34,8 @@ class _Rows(NamedTuple):
 
 def _level(texels: np.ndarray) -> np.ndarray:
     """Mip level for so many 32-pixel texels per pixel."""
-    level = np.floor(np.log2(np.maximum(texels, 1e-3)) + 1.5)
-    return np.clip(level, 0, len(LEVELS) - 1).astype(np.int32)
+    # Compared, not computed by log2: its last bit differs between processors, and videos must not.
+    return np.searchsorted(_FINER, texels, side="right").astype(np.int32)
 
 
 def _shade(distance: np.ndarray) -> np.ndarray:
@@ -50,9 +51,17 @@ def _rows(height: int, width: int) -> _Rows:
     # A row's footprint on the ground is wide across and wider along: their geometric mean sets the level.
     footprint = np.sqrt((64 * ground / width) * (32 * ground / below))
     above = -row[row <= 0]
-    elevation = np.arctan2(above, width / 2) / (np.pi / 4)
+    elevation = np.round(np.arctan2(above.astype(np.float64), width / 2), 6) / (np.pi / 4)
     sky_row = np.clip(((1 - elevation) * SKY_ROWS).astype(np.int32), 0, SKY_ROWS - 1)
-    return _Rows(slope, np.arctan(slope), row, ground, _level(footprint), _shade(ground), sky_row)
+    return _Rows(
+        slope,
+        np.round(np.arctan(slope.astype(np.float64)), 6),
+        row,
+        ground,
+        _level(footprint),
+        _shade(ground),
+        sky_row,
+    )
 
 
 def _cast(walls: np.ndarray, x: np.ndarray, y: np.ndarray, dx: np.ndarray, dy: np.ndarray):

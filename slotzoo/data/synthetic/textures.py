@@ -63,7 +63,7 @@ def _sky(which: int) -> np.ndarray:
     cloud = np.sin(3 * yaw + which) * np.sin(7 * elevation + 2 * which) + 0.6 * np.sin(5 * yaw + 9 * elevation)
     cloud = np.clip(cloud, 0, None)[..., None] * 18
     gradient = np.asarray(top) * elevation[..., None] + np.asarray(low) * (1 - elevation[..., None])
-    return np.clip(gradient + cloud, 0, 255)
+    return np.clip(np.round(gradient + cloud, 6), 0, 255)
 
 
 @functools.cache
