@@ -2,7 +2,8 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 from experiments import schema, validate
 from slotzoo.errors import ConfigError, NonFiniteError, SlotzooError
@@ -18,7 +19,7 @@ def prepare(command: str) -> None:
     """Register the schemas and check the command line's keys before Hydra composes anything."""
     schema.register()
     with sentences():
-        validate.check_overrides(command, sys.argv[1:])
+        sys.argv[1:] = validate.check_overrides(command, sys.argv[1:])
 
 
 @contextlib.contextmanager
@@ -30,3 +31,15 @@ def sentences() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         code = {ConfigError: EXIT_CONFIG, NonFiniteError: EXIT_NONFINITE}.get(type(error), EXIT_FAILED)
         raise SystemExit(code) from error
+
+
+def progress(what: str) -> Callable[[int, int], None]:
+    """A function of (done, in all) that prints now and then, and at the end."""
+    last = [time.monotonic()]
+
+    def show(done: int, total: int) -> None:
+        if done == total or time.monotonic() - last[0] > 5:
+            last[0] = time.monotonic()
+            print(f"{what}: {done}/{total}", flush=True)
+
+    return show

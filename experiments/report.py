@@ -6,11 +6,25 @@ from omegaconf import DictConfig
 from experiments import cli
 
 
+def report(config: DictConfig) -> int:
+    """Write report.html from what lies in the folder of a run."""
+    from pathlib import Path
+
+    from experiments import validate
+    from experiments.folder import RunFolder
+    from experiments.schema import ReportSettings
+    from slotzoo.viz.report import write_report
+
+    asked = validate.settings(config, ReportSettings)
+    folder = RunFolder(Path(asked.run).expanduser())
+    folder.read_settings()  # refuses what is not a run
+    print(f"Report: {write_report(folder.path)}")
+    return 0
+
+
 @hydra.main(version_base="1.3", config_path="../conf", config_name="report")
 def _main(config: DictConfig) -> None:
     with cli.sentences():
-        from experiments.run import report
-
         raise SystemExit(report(config))
 
 

@@ -6,11 +6,82 @@ from omegaconf import DictConfig
 from experiments import cli
 
 
+def sample(config: DictConfig) -> int:
+    """Write rollouts of a run's newest checkpoint.
+
+    `samples/step_<n>/samples[_action]_<context>/data_<i>.npz` holds `real` and `fake`, uint8
+    (clip, time, height, width, channel) as the authors' code writes them; with `samples=k`, k > 1, `fake` has an
+    axis of samples after the first. Files that are there already are kept, so that a stopped command goes on.
+    """
+    from pathlib import Path
+
+    import jax
+
+    from experiments import build, validate
+    from experiments.folder import RunFolder, write_npz
+    from experiments.run import open_run
+    from experiments.schema import SampleSettings
+    from slotzoo.errors import ConfigError
+    from slotzoo.prng import stream
+    from slotzoo.tasks.video_prediction import Rollout, VideoPredictionTask, draw_clip
+    from slotzoo.train.mesh import shard_batch
+    from slotzoo.train.signals import STOPPED_EXIT_CODE, Signals
+
+    asked = validate.settings(config, SampleSettings)
+    folder = RunFolder(Path(asked.run).expanduser())
+    settings = folder.read_settings()
+    if asked.root is not None:
+        settings.data.root = asked.root
+    settings.eval.samples, settings.eval.temperature = asked.samples, asked.temperature
+    settings.eval.clips = asked.clips
+    settings.eval.batch_size = min(asked.batch_size or settings.eval.batch_size, asked.clips)
+    opened = open_run(folder, settings)
+    task, mesh = opened.task, build.mesh(opened.settings)
+    if not isinstance(task, VideoPredictionTask):
+        raise ConfigError(
+            f"run={asked.run}: a {opened.settings.task} run has no rollouts; give one of a video model."
+        )
+    rollouts = task.config.rollouts
+    if asked.context is not None:
+        rollouts = (Rollout(asked.context, asked.actions),)
+    for rollout in rollouts:
+        length = asked.length or opened.settings.data.length
+        if not 1 <= rollout.context < min(length, opened.settings.data.length + 1):
+            raise ConfigError(
+                f"context={rollout.context}: a rollout of length={length} needs 1 to {length - 1} given frames, no "
+                f"more than the clips have ({opened.settings.data.length})."
+            )
+    source = build.source(opened.settings.data, asked.split)
+    top = folder.path / "samples" / f"step_{opened.step}_seed{asked.seed}"
+    with Signals() as signals, jax.set_mesh(mesh):
+        for number, batch in enumerate(build.eval_batches(opened.settings, source)):
+            valid = batch.pop("valid")
+            for rollout in rollouts:
+                if signals.stop_requested:
+                    return STOPPED_EXIT_CODE
+                out = top / f"samples_{rollout.name}"
+                path = out / f"data_{number}.npz"
+                if path.is_file():
+                    continue
+                key = stream(stream(jax.random.key(asked.seed), "sample"), rollout.name, number)
+                placed = shard_batch(mesh, batch)
+                made = task.rollout(
+                    opened.module, opened.frozen, placed, rollout, key=key, length=asked.length
+                )[valid]
+                real = task.truth(opened.frozen, placed)[valid]
+                for clip in range(min(len(real), 4) if number == 0 else 0):
+                    shared = min(real.shape[1], made.shape[2])
+                    draw_clip(out, rollout, clip, real[clip, :shared], made[clip, 0, :shared])
+                write_npz(path, real=real, fake=made[:, 0] if asked.samples == 1 else made)
+                print(
+                    f"{path}: {len(real)} clips, {rollout.title}, {made.shape[2]} frames ({source.provenance})"
+                )
+    return 0
+
+
 @hydra.main(version_base="1.3", config_path="../conf", config_name="sample")
 def _main(config: DictConfig) -> None:
     with cli.sentences():
-        from experiments.run import sample
-
         raise SystemExit(sample(config))
 
 

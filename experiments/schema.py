@@ -36,7 +36,7 @@ class OptimSettings:
     """AdamW and its schedule; learning rates are those of the published configuration."""
 
     learning_rate: float = MISSING
-    schedule: str = "warmup_cosine"  # warmup_cosine | constant (both warm up linearly)
+    schedule: str = "warmup_cosine"  # warmup_cosine | constant | linear (all warm up linearly)
     warmup_steps: int = 5000
     seed_schedule: bool = False  # end the cosine `warmup_steps` early, as the authors' code does
     b1: float = 0.9
@@ -94,6 +94,7 @@ class TokenizerSettings:
     exp: str | None = None  # trained first, as its own run, when neither `run` nor `weights` is given
     run: str | None = None  # a finished run's folder
     weights: str | None = None  # a converted weights file
+    encode: str = "step"  # step: frames are encoded as they are trained on | once: all clips beforehand
 
 
 @dataclasses.dataclass(slots=True)
@@ -188,6 +189,7 @@ class PrepareSettings:
     splits: list[str] = dataclasses.field(default_factory=lambda: ["train", "test"])
     workers: int = 2
     format: str = "array_record"  # array_record | teco (the published npz layout)
+    tokenizer: str | None = None  # a finished run or a weights file: write its tokens instead of the frames
 
 
 SCHEMAS = {

@@ -21,8 +21,9 @@ CHOICES = {
     "scale": ("auto", "paper", "tiny"),
     "task": ("tokenizer", "video_prediction"),
     "data.on_error": ("raise", "skip"),
-    "optim.schedule": ("warmup_cosine", "constant"),
+    "optim.schedule": ("warmup_cosine", "constant", "linear"),
     "train.precision": ("float32", "bfloat16"),
+    "tokenizer.encode": ("step", "once"),
     "mesh.strategy": ("replicated", "fsdp"),
     "logger.progress": ("auto", "bar", "plain"),
     "split": ("train", "test"),
@@ -48,27 +49,33 @@ POSITIVE = (
 )
 
 
-def check_overrides(command: str, arguments: Sequence[str]) -> None:
-    """Refuse a misspelt key of the command line, naming the nearest right one.
+def check_overrides(command: str, arguments: Sequence[str]) -> list[str]:
+    """Refuse a misspelt key of the command line, naming the nearest right one; return the arguments for Hydra.
 
-    Hydra's own message advises a leading `+`, which would only hide the mistake.
+    Hydra's own message advises a leading `+`, which would only hide the mistake. Fields of open mappings
+    (`model.layers=4`) get the `++` that Hydra wants for them.
     """
+    checked = []
     for argument in arguments:
         key, eq, _ = argument.partition("=")
-        if argument.startswith("-") or not eq:
-            continue
         path = key.lstrip("+~").split("@")[0]
-        if path.startswith("hydra") or "/" in path or path == "exp" or (CONF / path).is_dir():
-            continue
-        _check_path(SCHEMAS[command], path)
+        if argument.startswith("-") or not eq or path.startswith("hydra") or "/" in path or path == "exp":
+            checked.append(argument)
+        elif (CONF / path).is_dir():
+            checked.append(argument)
+        else:
+            is_open = _check_path(SCHEMAS[command], path)
+            checked.append(f"++{argument}" if is_open and argument[0] not in "+~" else argument)
+    return checked
 
 
-def _check_path(schema: type, path: str) -> None:
+def _check_path(schema: type, path: str) -> bool:
+    """Raise `ConfigError` unless the path exists; return whether it leads into an open mapping."""
     node: Any = schema
     walked: list[str] = []
     for part in path.split("."):
         if not dataclasses.is_dataclass(node):
-            return  # an open mapping (model fields, task options): checked by the model's own Config
+            return True  # model fields, task options: checked by the model's own Config
         fields = typing.get_type_hints(node)
         if part not in fields:
             where = f"in '{'.'.join(walked)}'" if walked else "at the top level"
@@ -78,6 +85,7 @@ def _check_path(schema: type, path: str) -> None:
             )
         walked.append(part)
         node = fields[part]
+    return False
 
 
 def with_scale(config: DictConfig, overrides: Iterable[str], accelerator: bool) -> DictConfig:
@@ -161,6 +169,11 @@ def _check_run(run: RunSettings) -> None:
     if run.data.root is not None and not os.path.isdir(os.path.expanduser(run.data.root)):
         raise ConfigError(
             f"data.root={run.data.root}: no such folder; give the folder of the published data set."
+        )
+    if "encoded" in run.data.name and run.data.root is None:
+        raise ConfigError(
+            f"data={run.data.name} reads published tokens: give data.root. Without a data set choose the one with "
+            "frames, whose embedded double is encoded by its own tokenizer (tokenizer.encode=once)."
         )
     given = [name for name in ("run", "weights") if getattr(run.tokenizer, name) is not None]
     if len(given) == 2:

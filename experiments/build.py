@@ -1,0 +1,179 @@
+"""From typed settings to objects: explicit functions and the registries, nothing found by a path in a string."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray
+
+from experiments.schema import DataSettings, RunSettings
+from slotzoo.data import FieldSpec, Source, open_source
+from slotzoo.data.pipeline import BatchDataset, make_pipeline
+from slotzoo.errors import ConfigError
+from slotzoo.models import create_model, model_config
+from slotzoo.models.registry import replaced, tiny
+from slotzoo.models.vqgan import VQGAN
+from slotzoo.tasks.tokenizer import TokenizerTask, TokenizerTaskConfig
+from slotzoo.tasks.video_prediction import FirstStage, Rollout, VideoPredictionConfig, VideoPredictionTask
+from slotzoo.train.loop import FitConfig
+from slotzoo.train.mesh import check_batch_size, make_mesh
+from slotzoo.train.optimizer import OptimizerConfig
+
+
+def plugins(run: RunSettings) -> None:
+    """Import the modules that the user named, so that they register their models.
+
+    Only the command line and the experiment name them: a configuration that came with weights cannot.
+    """
+    for name in run.plugins:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"plugins: cannot import '{name}' ({error}); is it installed, or on PYTHONPATH?"
+            ) from error
+
+
+def mesh(run: RunSettings) -> Mesh:
+    """All devices as a mesh."""
+    return make_mesh(model=run.mesh.model)
+
+
+def source(data: DataSettings, split: str) -> Source:
+    """Open one split of the data set: the published one under `data.root`, else the embedded double."""
+    options: dict[str, Any] = {}
+    if data.root is None:
+        clips = data.clips if split == "train" else data.test_clips
+        options = {"length": data.length, "size": data.size, "clips": clips, "seed": data.seed}
+    cache = None if data.cache is None else Path(data.cache).expanduser()
+    root = None if data.root is None else Path(data.root).expanduser()
+    return open_source(data.name, split, root=root, cache=cache, **options)  # type: ignore[arg-type]
+
+
+def train_batches(run: RunSettings, opened: Source, where: Mesh) -> BatchDataset:
+    """Endless shuffled batches of this process."""
+    data = run.data
+    return make_pipeline(
+        opened,
+        batch_size=check_batch_size(run.train.batch_size, where, run.train.accumulate),
+        seed=run.seed,
+        train=True,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=data.threads,
+        num_workers=data.workers,
+        prefetch=data.prefetch,
+        on_error=data.on_error,  # type: ignore[arg-type]
+        max_skips=data.max_skips,
+        length=data.frames_per_clip or data.length,
+    )
+
+
+def eval_batches(run: RunSettings, opened: Source) -> BatchDataset:
+    """One pass over `eval.clips` held-out clips, whole ones."""
+    data = run.data
+    return make_pipeline(
+        opened,
+        batch_size=max(1, run.eval.batch_size // jax.process_count()),
+        seed=run.seed,
+        train=False,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=data.threads,
+        prefetch=data.prefetch,
+        on_error=data.on_error,  # type: ignore[arg-type]
+        max_skips=data.max_skips,
+        length=data.length,
+        limit=run.eval.clips,
+    )
+
+
+def model_overrides(run: RunSettings) -> dict[str, Any]:
+    """What the configuration changes in the registered model: its tiny variant first, then single fields."""
+    fields = {name: value for name, value in run.model.items() if name != "name"}
+    return {**(tiny(run.model["name"]) if run.scale == "tiny" else {}), **fields}
+
+
+def config_of_model(run: RunSettings) -> Any:
+    """The Config of the run's model. Raises `ConfigError` for an unknown model or field."""
+    return model_config(run.model["name"], **model_overrides(run))
+
+
+def wants_tokens(run: RunSettings) -> bool:
+    """Whether the model works on the codes of a tokenizer."""
+    return hasattr(config_of_model(run), "num_codes")
+
+
+def task(run: RunSettings) -> TokenizerTask | VideoPredictionTask:
+    """What is optimised, measured and drawn."""
+    if run.task == "tokenizer":
+        return TokenizerTask(replaced(TokenizerTaskConfig(), run.options, what="options (of the tokenizer)"))
+    measured = run.eval
+    config = VideoPredictionConfig(
+        rollouts=tuple(Rollout(r.context, r.actions) for r in measured.rollouts),
+        samples=measured.samples,
+        temperature=measured.temperature,
+        lpips=measured.lpips,
+        fvd=measured.fvd,
+        pictures=measured.pictures,
+    )
+    return VideoPredictionTask(replaced(config, run.options, what="options (of video prediction)"))
+
+
+def module(run: RunSettings, of: TokenizerTask | VideoPredictionTask) -> Callable[[PRNGKeyArray], eqx.Module]:
+    """A function from a key to what the training state holds: the model, and what the task trains beside it."""
+    overrides = model_overrides(run)
+
+    def make(key: PRNGKeyArray) -> eqx.Module:
+        model_key, task_key = jax.random.split(key)
+        made: Any = create_model(run.model["name"], key=model_key, **overrides)
+        return of.module(made, key=task_key)
+
+    return make
+
+
+def frozen(of: TokenizerTask | VideoPredictionTask, tokenizer: VQGAN | None) -> Any:
+    """What the task uses and does not train."""
+    return of.frozen() if isinstance(of, TokenizerTask) else FirstStage(tokenizer)
+
+
+def complete(run: RunSettings, tokenizer: VQGAN | None, spec: Mapping[str, FieldSpec]) -> RunSettings:
+    """Fill in the model's fields that its tokenizer and its data decide; what the user wrote must agree with them."""
+    config = config_of_model(run)
+    derived: dict[str, Any] = {}
+    if tokenizer is not None:
+        t = tokenizer.config
+        derived = {"height": t.latent, "width": t.latent, "num_codes": t.n_embed, "code_dim": t.embed_dim}
+    elif "video" in spec and hasattr(config, "height"):
+        height, width, channels = spec["video"].shape[1:]
+        derived = {"height": height, "width": width, "channels": channels}
+    elif "video" in spec and hasattr(config, "resolution"):
+        derived = {"resolution": spec["video"].shape[1]}
+    derived = {name: value for name, value in derived.items() if value is not None and hasattr(config, name)}
+    for name, value in derived.items():
+        written = run.model.get(name, value)
+        if written != value:
+            source = "the data set" if tokenizer is None else "its tokenizer"
+            raise ConfigError(f"model.{name}={written} does not fit {source}, which has {value}; leave it out.")
+    return dataclasses.replace(run, model={**run.model, **derived})
+
+
+def fit_config(run: RunSettings) -> FitConfig:
+    """The settings of the loop."""
+    fields = {field.name for field in dataclasses.fields(FitConfig)}
+    return FitConfig(
+        **{name: value for name, value in dataclasses.asdict(run.train).items() if name in fields},
+        strategy=run.mesh.strategy,
+        seed=run.seed,
+        prefetch=run.data.prefetch,
+    )
+
+
+def optimizer_config(run: RunSettings) -> OptimizerConfig:
+    """The settings of the optimiser."""
+    return OptimizerConfig(steps=run.train.steps, **dataclasses.asdict(run.optim))

@@ -1,0 +1,216 @@
+"""The flow of a training run, and how a run is opened again for measuring and sampling."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+from omegaconf import DictConfig
+
+from experiments import build, first_stage, validate
+from experiments.folder import MAY_CHANGE, Lock, RunFolder, flat_settings, meet
+from experiments.schema import RunSettings
+from slotzoo.data import Source
+from slotzoo.errors import ConfigError
+from slotzoo.train.checkpoint import load_model
+from slotzoo.train.distributed import initialize
+from slotzoo.train.logging import RunLogger
+from slotzoo.train.loop import FitResult, fit
+from slotzoo.train.optimizer import learning_rate, make_optimizer
+from slotzoo.train.resume import check_resume
+from slotzoo.train.signals import STOPPED_EXIT_CODE, Signals
+from slotzoo.viz.report import write_report
+from slotzoo.viz.tables import text_tables
+from slotzoo.weights.files import save_weights
+
+
+def train(config: DictConfig, overrides: Sequence[str]) -> int:
+    """Train what the composed `config` describes, from where it stopped; return the exit code."""
+    mesh = config.mesh
+    initialize(
+        mesh.distributed, coordinator=mesh.coordinator, processes=mesh.processes, process_id=mesh.process_id
+    )
+    run = resolve(config, overrides)
+    with Signals() as signals:
+        finished = train_run(run, signals)
+    return 0 if finished else STOPPED_EXIT_CODE
+
+
+def resolve(config: DictConfig, overrides: Sequence[str]) -> RunSettings:
+    """Composed configuration to checked settings, its scale chosen by the devices that are there."""
+    asked = config.scale
+    accelerator = jax.default_backend() != "cpu"
+    run = validate.settings(validate.with_scale(config, overrides, accelerator), RunSettings)
+    if asked == "auto" and jax.process_index() == 0:
+        why = f"{jax.device_count()} {jax.devices()[0].device_kind}"
+        print(f"scale={run.scale} ({why}); scale=paper or scale=tiny forces one.", flush=True)
+    return run
+
+
+def train_run(run: RunSettings, signals: Signals) -> bool:
+    """Train one run in its folder, its first stage before it if that is missing; return whether it was finished."""
+    folder = RunFolder.of(run)
+    build.plugins(run)
+    build.config_of_model(
+        run
+    )  # mistakes of the model's and the task's options are said before anything is made
+    build.task(run)
+    with Lock(folder):
+        changed = check_settings(run, folder)
+        if jax.process_index() == 0:
+            folder.write_settings(run)
+        stage = first_stage.prepare(run, folder, lambda settings: train_run(settings, signals))
+        if stage is None:
+            return False
+        logger = RunLogger(
+            folder.path, name=run.name, config=dataclasses.asdict(run), **dataclasses.asdict(run.logger)
+        )
+        with logger:
+            result = _fit(run, folder, stage, logger, signals, changed)
+    return result.status == "finished"
+
+
+def check_settings(run: RunSettings, folder: RunFolder) -> list[str]:
+    """Refuse to go on with a run under other settings; return the harmless ones that changed."""
+    if not folder.config.is_file():
+        if folder.has_checkpoint():
+            raise ConfigError(
+                f"{folder.path} holds checkpoints but no config.yaml, so it cannot be told whether they belong to "
+                "this run; move the folder away, or give another name or seed."
+            )
+        return []
+    changed = check_resume(flat_settings(folder.read_settings()), flat_settings(run), MAY_CHANGE)
+    meet("the settings are compared")  # before process 0 writes them anew
+    return changed
+
+
+def _fit(
+    run: RunSettings,
+    folder: RunFolder,
+    stage: first_stage.Stage,
+    logger: RunLogger,
+    signals: Signals,
+    changed: Sequence[str],
+) -> FitResult:
+    source, test = build.source(run.data, "train"), build.source(run.data, "test")
+    full = build.complete(run, stage.tokenizer, source.spec)
+    for line in introduction(full, folder, source, stage, changed):
+        logger.say(line)
+    if jax.process_index() == 0:
+        folder.write_card(**card(full, source, stage))
+    source = first_stage.encoded(full, source, stage, folder)
+    task, mesh, optimizer = build.task(full), build.mesh(full), build.optimizer_config(full)
+    held_out = build.eval_batches(full, test)
+    result = fit(
+        build.fit_config(full),
+        task=task,
+        model=build.module(full, task),
+        optimizer=make_optimizer(optimizer),
+        learning_rate=learning_rate(optimizer),
+        train=build.train_batches(full, source, mesh),
+        evaluation=lambda: iter(held_out),
+        frozen=build.frozen(task, stage.tokenizer),
+        folder=folder.path,
+        logger=logger,
+        mesh=mesh,
+        signals=signals,
+        card={"settings": flat_settings(full), "run": folder.read_card()},
+    )
+    if result.status == "finished":
+        export(run, folder, stage)
+        if jax.process_index() == 0:
+            logger.say(text_tables(folder.evaluation(result.step) / "table.json"))
+            logger.say(f"Report: {write_report(folder.path)}")
+        meet("the run is finished")
+    return result
+
+
+def introduction(
+    run: RunSettings, folder: RunFolder, source: Source, stage: first_stage.Stage, changed: Sequence[str]
+) -> list[str]:
+    """What a reader of the log should know before the first step."""
+    lines = [f"{run.name}: {run.model['name']} at scale={run.scale}, seed {run.seed}, in {folder.path}"]
+    if source.provenance == "real":
+        lines.append(f"Data: {run.data.name} from {run.data.root}, {len(source)} training clips.")
+    else:
+        lines.append(
+            f"Data: the EMBEDDED DOUBLE of {run.data.name}, {len(source)} generated training clips; numbers do not "
+            "compare with published ones. data.root=FOLDER reads the real set."
+        )
+    if stage.tokenizer is not None:
+        config = stage.tokenizer.config
+        lines.append(
+            f"Tokenizer: {stage.card.source if stage.card else ''}, {config.latent} x {config.latent} tokens of "
+            f"{config.n_embed} codes."
+        )
+    if changed:
+        lines.append(f"Going on under changed settings: {', '.join(changed)}.")
+    return lines
+
+
+def card(run: RunSettings, source: Source, stage: first_stage.Stage) -> dict[str, Any]:
+    """What a run is made of, for run.json, the checkpoints and the report."""
+    devices = jax.devices()
+    return {
+        "name": run.name,
+        "model": run.model["name"],
+        "scale": run.scale,
+        "data": {
+            "name": run.data.name,
+            "provenance": source.provenance,
+            "fingerprint": source.fingerprint,
+            "clips": len(source),
+        },
+        "tokenizer": None if stage.card is None else dataclasses.asdict(stage.card),
+        "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
+    }
+
+
+def export(run: RunSettings, folder: RunFolder, stage: first_stage.Stage) -> None:
+    """Write the weights of the newest checkpoint as a file of their own, with its card."""
+    if jax.process_index() == 0:
+        opened = open_run(folder, run, stage)
+        save_weights(
+            folder.path / first_stage.WEIGHTS,
+            opened.exported(),
+            name=run.model["name"],
+            config=build.config_of_model(opened.settings),
+            source=f"{run.name}, seed {run.seed}, step {opened.step}",
+            notes=f"trained on {run.data.name}, scale {run.scale}",
+        )
+    meet("the weights are written")
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedRun:
+    """A run with the parameters of one of its checkpoints, ready to be measured and sampled."""
+
+    settings: RunSettings
+    folder: RunFolder
+    task: Any
+    module: Any  # what the training state held
+    frozen: Any
+    step: int
+
+    def exported(self) -> eqx.Module:
+        """The model alone."""
+        return self.task.export(self.module)
+
+
+def open_run(
+    folder: RunFolder, run: RunSettings | None = None, stage: first_stage.Stage | None = None
+) -> OpenedRun:
+    """Load a run from its newest readable checkpoint, the averaged parameters where it kept them.
+
+    **Raises** `ConfigError` where `folder` is no run, `CheckpointError` where it has no checkpoint that can be read.
+    """
+    run = folder.read_settings() if run is None else run
+    build.plugins(run)
+    if stage is None:
+        stage = first_stage.read(run, folder)
+    run = build.complete(run, stage.tokenizer, build.source(run.data, "test").spec)
+    task = build.task(run)
+    shapes = eqx.filter_eval_shape(build.module(run, task), jax.random.key(0))
+    module, step = load_model(folder.checkpoints, shapes)
+    return OpenedRun(run, folder, task, module, build.frozen(task, stage.tokenizer), step)
