@@ -15,7 +15,7 @@ from slotzoo.errors import ShapeError
 from slotzoo.metrics.frechet import FeatureSums, frechet_distance
 from slotzoo.metrics.i3d import I3D, MIN_FRAMES, i3d_logits
 from slotzoo.metrics.lpips import LPIPS, MIN_SIZE
-from slotzoo.metrics.sums import RowSums, flat_features, join, read_features
+from slotzoo.metrics.sums import RowSums, flat_features, join, read_features, sum_over_processes
 from slotzoo.metrics.video import SSIM_WINDOW, psnr, ssim
 
 
@@ -43,8 +43,8 @@ class VideoProtocol:
     min_fvd_clips: FVD of fewer clips is left out of the table (a note says so).
     frames_at_once: frames scored by one compiled call.
 
-    Several processes each score their own clips; `merge` adds up their protocols, or `state`, which is made of
-    plain arrays that may be summed over processes, travels and is given to `with_state`.
+    Several processes each score their own clips and then call `over_processes`. Elsewhere `merge` adds up two
+    protocols, or `state`, which is made of plain arrays, travels and is given to `with_state`.
     """
 
     def __init__(
@@ -132,6 +132,19 @@ class VideoProtocol:
         for name in (key[: -len("/clips")] for key in state if key.endswith("/clips")):
             new.rows[name] = RowSums.from_flat(name, state)
         new.truth_features = read_features("truth", state)
+        return new
+
+    def over_processes(self) -> "VideoProtocol":
+        """A protocol that holds what all processes have seen; every process has to call it."""
+        sizes = {"length": self.length, "smallest_side": self.smallest_side}
+        counted = {f"#{k}/seen": np.asarray(v is not None, np.float64) for k, v in sizes.items()}
+        summed = {f"#{k}/sum": np.asarray(v or 0, np.float64) for k, v in sizes.items()}
+        state = sum_over_processes(self.state() | counted | summed)
+        new = self.with_state({k: v for k, v in state.items() if not k.startswith("#")})
+        # A process without clips knows neither length nor size; those that know them agree.
+        for name in sizes:
+            seen = float(state[f"#{name}/seen"])
+            setattr(new, name, round(float(state[f"#{name}/sum"]) / seen) if seen else None)
         return new
 
     def result(self) -> dict[str, dict[str, float]]:

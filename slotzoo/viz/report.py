@@ -161,7 +161,8 @@ def _gallery(latest: Evaluation | None, media: "_Media") -> Iterator[str]:
     if latest is None or not latest.media:
         return
     yield f"<section><h2>Pictures and videos of step {latest.step:,}</h2>"
-    yield "<p class=note>Blue borders: frames that were given. Orange borders: frames that were predicted.</p>"
+    if any(path.suffix.lower() != ".png" for path in latest.media):  # rollouts come with a video
+        yield "<p class=note>Blue borders: frames that were given. Orange borders: predicted frames.</p>"
     yield '<div class="media">'
     # Moving pictures are small and come first, several in a row; strips take a row each.
     ordered = sorted(latest.media, key=lambda path: path.suffix.lower() == ".png")

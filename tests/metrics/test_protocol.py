@@ -2,10 +2,12 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+from jax.experimental import multihost_utils
 
 from slotzoo.errors import ShapeError
 from slotzoo.metrics import VideoProtocol, add_states, protocol as module, psnr, ssim, video_table
@@ -84,6 +86,20 @@ def test_batches_and_processes_add_up(cut):
         for measure, rows in whole.curves().items():
             for name, curve in rows.items():
                 np.testing.assert_allclose(joined.curves()[measure][name], curve, rtol=1e-6)
+
+
+def test_sums_of_all_processes(monkeypatch):
+    made = VideoProtocol(**settings())
+    made.add(TRUTH, SAMPLES)
+    assert made.over_processes().result() == made.result()
+    # Two processes; the other one has the same clips, then none at all.
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda x: np.stack([x, x]))
+    both = made.over_processes()
+    assert both.result()["model"]["clips"] == 8 and both.length == 6 and both.smallest_side == 12
+    assert both.result()["model"]["PSNR"] == pytest.approx(made.result()["model"]["PSNR"])
+    idle = VideoProtocol(**settings()).over_processes()
+    assert idle.result() == {} and idle.length is None
 
 
 def test_clips_that_fill_up_a_batch_are_left_out():
