@@ -100,9 +100,7 @@ def sum_over_processes(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
 
     # Bytes, because jax would take float64 sums for float32 arrays.
     file = io.BytesIO()
-    np.savez(
-        file, **{f"a{i}": value for i, value in enumerate(state.values())}, names=np.asarray(list(state), str)
-    )
+    np.savez(file, np.asarray(list(state), str), *state.values())
     content = np.frombuffer(file.getvalue(), np.uint8)
     sizes = np.asarray(multihost_utils.process_allgather(np.asarray(content.size, np.int32))).reshape(-1)
     padded = np.zeros(int(sizes.max()), np.uint8)
