@@ -20,12 +20,12 @@ import equinox as eqx
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import SingleDeviceSharding
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers as policies
 
 from slotzoo.errors import CheckpointError
-from slotzoo.train.optimizer import leaf_name
+from slotzoo.train.distributed import gather
+from slotzoo.train.names import from_named, is_array, named_arrays, targets
 from slotzoo.train.protocols import DataIterator
 from slotzoo.train.state import TrainState
 
@@ -81,10 +81,10 @@ class Checkpointer:
             )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(rules),
-            cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
         try:
+            self._clean("*")
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
             raise CheckpointError(f"The checkpoint folder {self.folder} cannot be used: {error}.") from error
@@ -111,7 +111,7 @@ class Checkpointer:
         if step in self._manager.all_steps():
             return
         items: dict[str, Any] = {
-            name: ocp.args.StandardSave(_named(tree)) for name, tree in _items(state).items()
+            name: ocp.args.StandardSave(named_arrays(tree)) for name, tree in _items(state).items()
         }
         states = gather(_to_json(data_iterator.get_state()))
         items["data"] = ocp.args.JsonSave({"processes": len(states), "states": states})
@@ -181,15 +181,15 @@ class Checkpointer:
         return None
 
     def _restore(self, step: int, state: TrainState) -> tuple[Restored, Any]:
-        wanted = {name: ocp.args.StandardRestore(_targets(tree)) for name, tree in _items(state).items()}
+        wanted = {name: ocp.args.StandardRestore(targets(tree)) for name, tree in _items(state).items()}
         found = self._manager.restore(
             step,
             args=ocp.args.Composite(**wanted, data=ocp.args.JsonRestore(), card=ocp.args.JsonRestore()),
         )
-        parts = {name: _unnamed(tree, found[name]) for name, tree in _items(state).items()}
+        parts = {name: from_named(tree, found[name]) for name, tree in _items(state).items()}
         full = TrainState(
-            eqx.combine(parts["model"]["model"], eqx.filter(state.model, _is_array, inverse=True)),
-            eqx.combine(parts["optimizer"]["opt_state"], eqx.filter(state.opt_state, _is_array, inverse=True)),
+            eqx.combine(parts["model"]["model"], eqx.filter(state.model, is_array, inverse=True)),
+            eqx.combine(parts["optimizer"]["opt_state"], eqx.filter(state.opt_state, is_array, inverse=True)),
             parts["ema"] if "ema" in parts else None,
             parts["optimizer"]["step"],
         )
@@ -211,16 +211,20 @@ class Checkpointer:
 
     def _failed(self, error: Exception) -> CheckpointError:
         step, self._pending = self._pending, None
-        if jax.process_index() == 0 and step is not None:
-            # A half-written folder would only keep a full disk full.
-            for rest in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
-                shutil.rmtree(rest, ignore_errors=True)
+        if step is not None:
+            self._clean(str(step))  # a half-written folder would only keep a full disk full
         good = saved_steps(self.folder)
         last = f"The last good checkpoint is step {good[-1]}" if good else "There is no earlier checkpoint"
         return CheckpointError(
             f"The checkpoint of step {step} could not be written to {self.folder}: {_reason(error)}. {last}; "
             "make room and run the same command again."
         )
+
+    def _clean(self, step: str) -> None:
+        """Remove what an unfinished save left behind."""
+        if jax.process_index() == 0:
+            for rest in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(rest, ignore_errors=True)
 
     def _set_aside(self, step: int) -> None:
         """Move a broken checkpoint away, so that the step can be saved again."""
@@ -285,36 +289,9 @@ def _items(state: TrainState) -> dict[str, PyTree]:
     return items
 
 
-def _named(tree: PyTree) -> dict[str, Any]:
-    """The arrays of `tree` by dotted name."""
-    leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(tree, _is_array))
-    named = {leaf_name(path): leaf for path, leaf in leaves}
-    if len(named) != len(leaves):
-        raise CheckpointError(
-            "Two arrays of the state have the same dotted name; rename a field or a dict key."
-        )
-    return named
-
-
-def _unnamed(tree: PyTree, named: Mapping[str, Any]) -> PyTree:
-    """The tree of which `_named` gave `named`, with the static leaves of `tree`."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: named[leaf_name(path)] if _is_array(leaf) else leaf, tree
-    )
-
-
-def _targets(tree: PyTree) -> dict[str, jax.ShapeDtypeStruct]:
-    here = SingleDeviceSharding(jax.local_devices()[0])
-
-    def target(x):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here)
-
-    return {name: target(leaf) for name, leaf in _named(tree).items()}
-
-
 def _read(path: Path, tree: PyTree) -> PyTree:
     with ocp.StandardCheckpointer() as reader:
-        return _unnamed(tree, reader.restore(path, _targets(tree)))
+        return from_named(tree, reader.restore(path, targets(tree)))
 
 
 def _difference(place: Path, model: PyTree) -> str:
@@ -327,7 +304,7 @@ def _difference(place: Path, model: PyTree) -> str:
     except Exception as error:  # the caller has the first error, which is the one to report
         log.debug("no metadata in %s: %s", place, error)
         return ""
-    wanted = {name: tuple(leaf.shape) for name, leaf in _named({"model": model}).items()}
+    wanted = {name: tuple(leaf.shape) for name, leaf in named_arrays({"model": model}).items()}
     for name in sorted(wanted.keys() | shapes.keys()):
         if wanted.get(name) != shapes.get(name):
             has = f"has shape {shapes[name]}" if name in shapes else "is absent"
@@ -387,20 +364,6 @@ def _own_position(data: Any, step: int) -> Any:
     )
 
 
-def gather(value: Any) -> list[Any]:
-    """The plain value of every process, in order."""
-    if jax.process_count() == 1:
-        return [value]
-    from jax.experimental import multihost_utils
-
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = np.asarray(multihost_utils.process_allgather(np.asarray(text.size, np.int32))).reshape(-1)
-    padded = np.zeros(int(sizes.max()), np.uint8)
-    padded[: text.size] = text
-    rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), -1)
-    return [json.loads(bytes(row[:size]).decode()) for row, size in zip(rows, sizes, strict=True)]
-
-
 def _to_json(state: Any) -> Any:
     return {"base64": base64.b64encode(state).decode()} if isinstance(state, bytes) else state
 
@@ -411,9 +374,5 @@ def _from_json(state: Any) -> Any:
     return state
 
 
-def _is_array(leaf: Any) -> bool:
-    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
-
-
 def _is_inexact(leaf: Any) -> bool:
-    return _is_array(leaf) and jax.numpy.issubdtype(leaf.dtype, np.inexact)
+    return is_array(leaf) and jax.numpy.issubdtype(leaf.dtype, np.inexact)

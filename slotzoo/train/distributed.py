@@ -1,6 +1,10 @@
 """Several processes: found by Slurm or Kubernetes, or given explicitly; nothing to do in a single one."""
 
+import json
+from typing import Any
+
 import jax
+import numpy as np
 
 from slotzoo.errors import ConfigError
 
@@ -47,3 +51,17 @@ def initialize(
 def is_main() -> bool:
     """Whether this process writes logs and pictures."""
     return jax.process_index() == 0
+
+
+def gather(value: Any) -> list[Any]:
+    """The plain value of every process, in order."""
+    if jax.process_count() == 1:
+        return [value]
+    from jax.experimental import multihost_utils
+
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.asarray(text.size, np.int32))).reshape(-1)
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: text.size] = text
+    rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), -1)
+    return [json.loads(bytes(row[:size]).decode()) for row, size in zip(rows, sizes, strict=True)]

@@ -19,7 +19,8 @@ from jaxtyping import PRNGKeyArray, PyTree
 from slotzoo.errors import CheckpointError, ConfigError, NonFiniteError
 from slotzoo.precision import Precision
 from slotzoo.prng import stream
-from slotzoo.train.checkpoint import Checkpointer, gather
+from slotzoo.train.checkpoint import Checkpointer
+from slotzoo.train.distributed import gather
 from slotzoo.train.logging import RunLogger
 from slotzoo.train.mesh import check_batch_size, local_mesh, make_mesh, shard_batch
 from slotzoo.train.optimizer import Schedule
@@ -230,11 +231,12 @@ class _Run:
         if self.pending is None:
             return
         (step, arrays), self.pending = self.pending, None
-        values = {name: float(np.asarray(x)) for name, x in arrays.items()}
-        if not values.pop("finite"):
-            raise NonFiniteError(_not_finite(step, values, self.checkpoints))
-        if step % self.config.log_every and step != self.config.steps:
+        finite = bool(np.asarray(arrays["finite"]))
+        if finite and step % self.config.log_every and step != self.config.steps:
             return
+        values = {name: float(np.asarray(x)) for name, x in arrays.items() if name != "finite"}
+        if not finite:
+            raise NonFiniteError(_not_finite(step, values, self.checkpoints))
         now = time.perf_counter()
         if self.clock is not None and step > self.clock[1]:
             since, first, waited = self.clock

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from slotzoo.errors import ConfigError, nearest
+from slotzoo.train.names import leaf_name, leaf_names
 
 
 Schedule = Callable[[int | Int[Array, ""]], Float[Array, ""]]
@@ -142,16 +143,6 @@ def _standard_promotion(optimizer: optax.GradientTransformation) -> optax.Gradie
             return optimizer.update(updates, state, params)
 
     return optax.GradientTransformation(init, update)
-
-
-def leaf_name(path: tuple) -> str:
-    """The dotted name of a pytree path: `layers.0.conv.weight`."""
-    return jax.tree_util.keystr(path, simple=True, separator=".")
-
-
-def leaf_names(tree: PyTree) -> list[str]:
-    """The dotted names of all leaves of `tree`, in the order of `jax.tree.leaves`."""
-    return [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def _decayed(parameters: PyTree) -> PyTree:

@@ -84,6 +84,8 @@ def place(tree: PyTree, mesh: Mesh, strategy: str) -> PyTree:
     def put(x):
         if not _is_array(x):
             return x
+        if jax.process_count() > 1:  # an array of this process alone cannot be moved to devices of others
+            x = np.asarray(x)
         return jax.device_put(x, leaf_sharding(x, mesh, strategy))
 
     check_strategy(strategy)

@@ -14,7 +14,8 @@ from jaxtyping import PRNGKeyArray, PyTree
 from slotzoo.precision import Precision, policy
 from slotzoo.prng import stream
 from slotzoo.train.mesh import batch_sharding, replicated
-from slotzoo.train.optimizer import Schedule, leaf_name
+from slotzoo.train.names import is_array, leaf_name
+from slotzoo.train.optimizer import Schedule
 from slotzoo.train.protocols import Batch, Task
 from slotzoo.train.sharding import state_shardings
 from slotzoo.train.state import TrainState, trainable
@@ -51,8 +52,8 @@ class TrainStep:
         return new, jax.lax.with_sharding_constraint(metrics, replicated(self.mesh))
 
     def _arguments(self, state, frozen, batch, key):
-        state, state_static = eqx.partition(state, _is_dynamic)
-        frozen, frozen_static = eqx.partition(frozen, _is_dynamic)
+        state, state_static = eqx.partition(state, is_array)
+        frozen, frozen_static = eqx.partition(frozen, is_array)
         return _freeze(state_static), _freeze(frozen_static), state, frozen, dict(batch), key
 
     def __call__(
@@ -196,10 +197,6 @@ def _choose(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
 def _keep_products(primitive, *_, **parameters) -> bool:
     named = primitive.name == "name"
     return named or primitive.name in ("dot_general", "conv_general_dilated")
-
-
-def _is_dynamic(leaf: Any) -> bool:
-    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def _freeze(static: PyTree) -> Any:

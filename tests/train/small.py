@@ -44,7 +44,7 @@ class Regression:
         errors = []
         for batch in batches:
             if should_stop():
-                break
+                return {"error": 0.0}
             errors.append(float(jnp.mean((jax.vmap(model)(batch["x"]) - batch["y"]) ** 2)))
         (folder / "picture.txt").write_text(str(step))
         self.evaluated.append(step)
@@ -95,6 +95,7 @@ def run_linear(folder, *, task=None, data=None, signals=None, width=4, **options
             FitConfig(**options),
             task=task or Regression(),
             model=lambda key: Linear(2 * width, width, key=key),
+            frozen={"scale": jnp.float32(1.0)},
             optimizer=make_optimizer(OPTIMIZER),
             learning_rate=learning_rate(OPTIMIZER),
             train=data or Batches(width=width),

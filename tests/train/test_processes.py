@@ -82,14 +82,13 @@ def pair(folder, *options, second=()):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["replicated", "fsdp"])
-def test_two_processes_stop_together_resume_and_equal_one(tmp_path, strategy):
+def test_two_processes_stop_together_resume_and_equal_one(tmp_path):
     # Only the second process gets the signal; both must stop, at the same step.
-    codes, outputs = pair(tmp_path / "two", "--strategy", strategy, second=("--terminate-at", 5))
+    codes, outputs = pair(tmp_path / "two", second=("--terminate-at", 5))
     assert codes == [STOPPED_EXIT_CODE] * 2, outputs
     stopped = saved_steps(tmp_path / "two" / "checkpoints")
     assert 4 in stopped and stopped[-1] < 12
-    codes, outputs = pair(tmp_path / "two", "--strategy", strategy)
+    codes, outputs = pair(tmp_path / "two", "--strategy", "fsdp")
     assert codes == [0, 0], outputs
     assert f"Going on from the checkpoint of step {stopped[-1]}" in outputs[0]
 
