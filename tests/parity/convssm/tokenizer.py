@@ -24,7 +24,7 @@ def build(case: Case) -> VQGAN:
     return fill(abstract, {ours: case.arrays[theirs] for ours, theirs in names.items()})
 
 
-@checks("vqgan.npz", "native_ckpt/vqgan")
+@checks("vqgan*.npz", "native_ckpt/vqgan*")
 def check_vqgan(case: Case) -> None:
     model = build(case)
     video = jnp.asarray(case.inputs["video"])
