@@ -188,6 +188,7 @@ class VideoProtocol:
             for name, entry in result.items()
         ]
         start, length = self.context, self.length or 0
+        by_frame = self.curves()
         curves = [
             {
                 "title": f"{measure} by frame",
@@ -196,7 +197,8 @@ class VideoProtocol:
                 "x": list(range(start, start + len(next(iter(series.values()))))),
                 "series": {name: [_round(v) for v in values] for name, values in series.items()},
             }
-            for measure, series in self.curves().items()
+            for measure in columns
+            if (series := by_frame.get(measure))
         ]
         return {
             "title": title,

@@ -84,6 +84,8 @@ class _Scale:
         x = [a for a, _ in points]
         y = [self._value(b) for _, b in points]
         self.x0, self.x1 = min(x), max(x)
+        # Steps and frames have no halves.
+        self.whole = all(a == round(a) for a in x)
         self.y0, self.y1 = min(y), max(y)
         if self.x0 == self.x1:
             self.x0, self.x1 = self.x0 - 0.5, self.x1 + 0.5
@@ -127,7 +129,7 @@ class _Scale:
             y = self.y(value)
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>')
-        for tick in _ticks(self.x0, self.x1, 5):
+        for tick in _ticks(self.x0, self.x1, 5, whole=self.whole):
             x = self.x(tick)
             parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
             parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{_number(tick)}</text>')
@@ -174,11 +176,12 @@ def _running_mean(ys: Sequence[float]) -> list[float]:
     return np.where(there, total / np.maximum(count, 1.0), np.nan).tolist()
 
 
-def _ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers inside of [low, high], about so many."""
+def _ticks(low: float, high: float, about: int, *, whole: bool = False) -> list[float]:
+    """Round numbers inside of [low, high], about so many; `whole` ones only if asked."""
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw)
+    step = float(max(1, round(step))) if whole else step
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]

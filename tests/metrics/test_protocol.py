@@ -131,6 +131,7 @@ def test_equal_frames_are_clamped_and_the_table_is_json():
     assert [row["name"] for row in table["rows"]][:2] == ["oracle", "other"]
     assert table["better"] == {"PSNR": "higher", "SSIM": "higher"}
     assert any("LPIPS" in note for note in table["notes"]) and any("FVD" in note for note in table["notes"])
+    assert [curve["title"] for curve in table["curves"]] == ["PSNR by frame", "SSIM by frame"]
     curve = table["curves"][0]
     assert curve["x"] == [2, 3, 4, 5] and all(len(v) == 4 for v in curve["series"].values())
 

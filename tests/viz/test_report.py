@@ -217,6 +217,11 @@ def test_chart_stays_inside_its_box(values, logarithmic):
     assert 'text-anchor="end"' in text
 
 
+def test_ticks_of_steps_are_whole():
+    labels = re.findall(r'text-anchor="middle">([^<]*)</text>', chart([1.0, 2.0, 3.0]))
+    assert labels == ["0", "1", "2", "step"]
+
+
 def test_tables():
     content = {
         "title": "T",
