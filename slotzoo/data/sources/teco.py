@@ -41,7 +41,8 @@ class TecoSource:
         if not (root / split).is_dir():
             raise DataError(f"data.root={root} has no folder {split!r}: {contents(root)}; {expected}.")
         # Directly in the split's folder too: some copies lack the level in between.
-        self._files = sorted([*(root / split).glob("*/*.npz"), *(root / split).glob("*.npz")])
+        found = [*(root / split).glob("*/*.npz"), *(root / split).glob("*.npz")]
+        self._files = sorted(path for path in found if path.name[0] != ".")
         if not self._files:
             raise DataError(f"{root / split} has no npz files: {contents(root / split)}; {expected}.")
         self.provenance: Provenance = provenance_of(root)
