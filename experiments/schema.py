@@ -192,12 +192,23 @@ class PrepareSettings:
     tokenizer: str | None = None  # a finished run or a weights file: write its tokens instead of the frames
 
 
+@dataclasses.dataclass(slots=True)
+class ConvertSettings:
+    """`experiments.convert`: turn a published checkpoint into a weights file of ours."""
+
+    source: str = MISSING  # the folder of a run of ConvSSM or TECO, or one checkpoint in it
+    out: str = MISSING  # a file that ends in .safetensors; its card is written beside it
+    origin: str = ""  # said in the card: where the checkpoint was published
+    licence: str = ""  # said in the card: the checkpoint's, if it is not that of its repository
+
+
 SCHEMAS = {
     "train": RunSettings,
     "evaluate": EvaluateSettings,
     "sample": SampleSettings,
     "report": ReportSettings,
     "prepare": PrepareSettings,
+    "convert": ConvertSettings,
 }
 
 

@@ -41,8 +41,7 @@ def nested(arrays):
     return tree
 
 
-@pytest.fixture(scope="module")
-def arrays():
+def random_arrays():
     """What a checkpoint of `ARGS` holds, under the seed's names; the shortcut's kernel is the third."""
     config = convssm_vqgan.config(ARGS)
     model = eqx.filter_eval_shape(lambda: VQGAN(config, key=jax.random.key(0)))
@@ -50,6 +49,11 @@ def arrays():
     assert set(names) == set(leaves) and len(set(names.values())) == len(names)
     rng = np.random.default_rng(0)
     return {theirs: rng.normal(size=leaves[ours].shape).astype(np.float32) for ours, theirs in names.items()}
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    return random_arrays()
 
 
 def write_run(folder, args, arrays, steps=(0,)):

@@ -1,0 +1,50 @@
+"""`python -m experiments.convert source=FOLDER out=FILE.safetensors`: read a published checkpoint, write weights."""
+
+import hydra
+from omegaconf import DictConfig
+
+from experiments import cli
+
+
+def convert(config: DictConfig) -> int:
+    """Convert the run in `source` to `out` and the card beside it, and load the result once more."""
+    from pathlib import Path
+
+    from experiments import validate
+    from experiments.schema import ConvertSettings
+    from slotzoo.models import model_card
+    from slotzoo.weights import load_model, save_weights
+    from slotzoo.weights.convert.convssm import convert_run
+
+    asked = validate.settings(config, ConvertSettings)
+    source, out = Path(asked.source).expanduser(), Path(asked.out).expanduser()
+    found = convert_run(source)
+    published = model_card(found.name)
+    card = save_weights(
+        out,
+        found.model,
+        name=found.name,
+        config=found.config,
+        source=asked.origin or published.source,
+        licence=asked.licence or published.licence,
+        notes=f"{found.notes}, converted from step {found.step} of '{source.name}'",
+    )
+    _, written = load_model(card)
+    print(f"{found.notes}: {written.parameters:,} parameters of step {found.step} in {out}")
+    print(f"Card: {card} (sha256 {written.sha256[:12]}...)")
+    return 0
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="convert")
+def _main(config: DictConfig) -> None:
+    with cli.sentences():
+        raise SystemExit(convert(config))
+
+
+def main() -> None:
+    cli.prepare("convert")
+    _main()
+
+
+if __name__ == "__main__":
+    main()
