@@ -1,4 +1,5 @@
 """Scans as plain functions on arrays, each in several implementations."""
 
 from slotzoo.ops.linear_scan import linear_scan as linear_scan
+from slotzoo.ops.sequence_parallel import sequence_parallel_scan as sequence_parallel_scan
 from slotzoo.ops.sharding import batch_map as batch_map

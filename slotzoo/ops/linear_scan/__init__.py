@@ -1,6 +1,7 @@
 """The linear recurrence x_t = a_t x_{t-1} + u_t: the public function, the choice of implementation, the VJP."""
 
 import functools
+import importlib
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -8,11 +9,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from slotzoo.errors import ConfigError, ShapeError
-from slotzoo.ops.linear_scan import associative, pallas_gpu, reference, sequential
-from slotzoo.ops.linear_scan.planes import Planes, count
+from slotzoo.ops.device import compiling_for_gpu
+from slotzoo.ops.linear_scan import associative, reference, sequential
+from slotzoo.ops.linear_scan.planes import Planes, count, state_dtype
 from slotzoo.ops.sharding import per_device
 
 
@@ -57,7 +60,7 @@ def linear_scan(
         raise ShapeError(
             f"planes='complex' needs an even last axis, the halves [re | im]; u has shape {u.shape}."
         )
-    dtype = jnp.promote_types(u.dtype, jnp.float32)
+    dtype = state_dtype(u)
     rows = math.prod(space)
     a = _decay(a, reset, u.shape)
     state = jnp.zeros((rows, channel), dtype) if x0 is None else jnp.reshape(x0, (rows, channel)).astype(dtype)
@@ -94,9 +97,14 @@ def _decay(a: Array, reset: Array | None, shape: tuple[int, ...]) -> Array:
     return a.reshape(time, -1, channel)
 
 
+def _kernel() -> Any:
+    # Imported when first needed: it brings a compiler with it, which takes half a second.
+    return importlib.import_module("slotzoo.ops.linear_scan.pallas_gpu")
+
+
 def _require_kernel(u: Array, dtype: Any, planes: Planes, interpret: bool) -> None:
-    reason = pallas_gpu.unfit(u, dtype, planes)
-    if reason is None and not interpret and not pallas_gpu.compiling_for_gpu():
+    reason = _kernel().unfit(u, dtype, planes)
+    if reason is None and not interpret and not compiling_for_gpu():
         reason = f"the platform is {jax.default_backend()!r} and the kernel is written for NVIDIA GPUs"
     if reason is not None:
         raise ConfigError(
@@ -116,8 +124,9 @@ def _primal(options: _Options, a: Array, u: Array, x0: Array) -> Array:
 
 
 def _scan_forward(options: _Options, a: Array, u: Array, x0: Array):
-    x = _run("forward", options, a, u, x0)
-    # u is not needed again, and x is kept anyway by whatever comes after the scan.
+    # u is not needed again, and x is kept anyway by whatever comes after the scan. Its name lets a remat policy
+    # (`jax.checkpoint_policies.save_only_these_names`) keep it instead of running the scan twice.
+    x = checkpoint_name(_run("forward", options, a, u, x0), "linear_scan")
     return x, (a, x, x0)
 
 
@@ -144,13 +153,13 @@ def _run(direction: Literal["forward", "backward"], options: _Options, *args: Ar
         case "associative":
             chosen = of(associative)
         case "pallas" if options.interpret:
-            chosen = of(pallas_gpu, interpret=True)
+            chosen = of(_kernel(), interpret=True)
         case "pallas":
-            chosen = of(pallas_gpu)
+            chosen = of(_kernel())
         case "auto":
             choices = {"cpu": of(sequential), "default": of(associative)}
-            if pallas_gpu.unfit(args[1], args[2].dtype, options.planes) is None:
-                choices["cuda"] = of(pallas_gpu)
+            if compiling_for_gpu() and _kernel().unfit(args[1], args[2].dtype, options.planes) is None:
+                choices["cuda"] = of(_kernel())
             # Decided when the program is lowered: one compiled elsewhere for a GPU has the kernel in it.
             chosen = lambda *args: lax.platform_dependent(*args, **choices)
     return per_device(chosen)(*args)

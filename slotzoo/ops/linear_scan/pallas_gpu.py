@@ -19,6 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
+from slotzoo.ops import device
 from slotzoo.ops.linear_scan.planes import Parts, Planes, add, count, join, multiply, multiply_conjugate, split
 from slotzoo.ops.linear_scan.reference import previous
 
@@ -46,7 +47,7 @@ def unfit(u: Any, state_dtype: Any, planes: Planes) -> str | None:
             f"{u.shape[1]} rows of {u.shape[2] // count(planes)} channels cannot be cut into tiles of a "
             f"multiple of {WARPGROUP} elements, a power of two along each axis"
         )
-    capability = _oldest_capability()
+    capability = device.oldest_capability()
     if capability is not None and capability < HOPPER:
         return f"it needs compute capability {HOPPER} (Hopper) or newer, and the GPU here has {capability}"
     return None
@@ -259,21 +260,6 @@ def _tile(rows: int, width: int, itemsize: int) -> Tile | None:
 def _power_of_two(n: int) -> int:
     """The largest power of two that divides n."""
     return n & -n
-
-
-def compiling_for_gpu() -> bool:
-    """Whether programs go to a GPU: one that is here, or one that the ambient mesh describes."""
-    described = jax.sharding.get_abstract_mesh().abstract_device
-    platform = jax.default_backend() if described is None else described.platform
-    return platform in ("gpu", "cuda")
-
-
-def _oldest_capability() -> float | None:
-    """The compute capability of the GPUs here; None without any, when one compiles for another machine."""
-    if jax.default_backend() != "gpu":
-        return None
-    found = [getattr(device, "compute_capability", None) for device in jax.local_devices()]
-    return min((float(c) for c in found if c is not None), default=None)
 
 
 def _interpreter() -> Any:

@@ -7,6 +7,7 @@ casts and kernels as any real array does. Here the halves are taken apart into a
 from typing import Literal
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
@@ -17,6 +18,11 @@ Parts = tuple[Array, ...]
 def count(planes: Planes) -> int:
     """How many planes the last axis holds."""
     return 2 if planes == "complex" else 1
+
+
+def state_dtype(u: Float[Array, "..."]) -> DTypeLike:
+    """What the state is kept in: float32 (1 - |a| is often below bfloat16's resolution), float64 for float64."""
+    return jnp.float64 if u.dtype == jnp.float64 else jnp.float32
 
 
 def split(x: Float[Array, "*axes channel"], planes: Planes) -> Parts:
