@@ -75,15 +75,16 @@ def train_batches(run: RunSettings, opened: Source, where: Mesh) -> BatchDataset
 
 
 def eval_batches(run: RunSettings, opened: Source) -> BatchDataset:
-    """One pass over `eval.clips` held-out clips, whole ones."""
+    """One pass over `eval.clips` held-out clips, whole ones.
+
+    The same on every process: each measures all of them on its own devices, so that nothing has to be gathered.
+    """
     data = run.data
     return make_pipeline(
         opened,
-        batch_size=max(1, run.eval.batch_size // jax.process_count()),
+        batch_size=run.eval.batch_size,
         seed=run.seed,
         train=False,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
         num_threads=data.threads,
         prefetch=data.prefetch,
         on_error=data.on_error,  # type: ignore[arg-type]

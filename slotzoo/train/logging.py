@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from slotzoo.errors import ConfigError
+from slotzoo.errors import CheckpointError, ConfigError
 
 
 log = logging.getLogger(__name__)
@@ -81,8 +81,14 @@ class RunLogger:
             return
         plain = {name: float(value) for name, value in values.items()}
         line = {"step": step, "split": split} | {k: v if math.isfinite(v) else None for k, v in plain.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise CheckpointError(
+                f"The log {self.path} could not be written ({error.strerror}); make room and run the same command "
+                "again: it goes on from the last checkpoint."
+            ) from error
         if self._tensorboard is not None:
             for name, value in plain.items():
                 self._tensorboard.add_scalar(f"{split}/{name}", value, step)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import math
 import tempfile
 import time
@@ -16,7 +17,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray, PyTree
 
-from slotzoo.errors import CheckpointError, ConfigError, NonFiniteError
+from slotzoo.errors import CheckpointError, ConfigError, NonFiniteError, SlotzooError
 from slotzoo.precision import Precision
 from slotzoo.prng import stream
 from slotzoo.train.checkpoint import Checkpointer
@@ -32,6 +33,8 @@ from slotzoo.train.signals import Signals
 from slotzoo.train.state import TrainState, init_state
 from slotzoo.train.step import CompiledStep, make_train_step
 
+
+log = logging.getLogger(__name__)
 
 # Several processes have to agree on stopping, which costs a round trip: so often, in steps.
 AGREE_EVERY = 10
@@ -110,9 +113,17 @@ def fit(
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(Signals()) if signals is None else signals
         logger = stack.enter_context(RunLogger(folder)) if logger is None else logger
-        return _Run(config, task, frozen, evaluation, folder, logger, mesh, signals, dict(card or {})).fit(
-            model, optimizer, learning_rate, train, stack
-        )
+        run = _Run(config, task, frozen, evaluation, folder, logger, mesh, signals, dict(card or {}))
+        try:
+            return run.fit(model, optimizer, learning_rate, train, stack)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise ConfigError(
+                "The memory of the device is exhausted: take a smaller train.batch_size or eval.batch_size, "
+                "train.accumulate, train.remat=true, train.precision=bfloat16 or mesh.strategy=fsdp "
+                f"({str(error).splitlines()[0][:200]})."
+            ) from error
 
 
 class _Run:
@@ -132,6 +143,7 @@ class _Run:
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
         self.measured: dict[str, float] = {}  # of the last evaluation
         self.measured_at = -1
+        self.saved = 0  # the step of the last checkpoint
         # When the present stretch of steps began: seconds, step, seconds waited for data so far.
         self.clock: tuple[float, int, float] | None = None
 
@@ -146,23 +158,23 @@ class _Run:
         stack.callback(self.logger.stop)
 
         state, step = self.begin(model, optimizer)
-        saved = step
+        self.saved = step
         update = self.compile(optimizer, learning_rate, state) if step < config.steps else None
         self.logger.start(step, config.steps)
         while True:
             if self.due(step):
                 self.collect()
-                self.evaluate(state, step)
+                with self.rescue(state, step):
+                    self.evaluate(state, step)
             self.clock = self.clock or (time.perf_counter(), step, data.waited)
             stopping = self.should_stop(step)
-            if step > saved and (stopping or step % config.save_every == 0 or step == config.steps):
-                self.collect()
-                numbers = self.measured if self.measured_at == step else None
-                checkpoints.save(step, state, data, self.card, numbers)
-                saved = step
+            if stopping or step % config.save_every == 0 or step == config.steps:
+                self.save(state, step)
             if stopping or update is None or step == config.steps:
                 break
-            state, metrics = update(state, self.frozen, next(data), self.root)
+            with self.rescue(state, step):
+                batch = next(data)
+            state, metrics = update(state, self.frozen, batch, self.root)
             step += 1
             self.collect()
             self.pending = (step, metrics)
@@ -174,6 +186,29 @@ class _Run:
             f"Stopped at step {step} by {self.signals.received}; the same command goes on from there."
         )
         return FitResult("stopped", step, self.measured, state, self.signals.received)
+
+    def save(self, state: TrainState, step: int) -> None:
+        """Save unless `step` is saved already; a step that was not finite is found before."""
+        if step > self.saved:
+            self.collect()
+            numbers = self.measured if self.measured_at == step else None
+            self.checkpoints.save(step, state, self.data, self.card, numbers)
+            self.saved = step
+
+    @contextlib.contextmanager
+    def rescue(self, state: TrainState, step: int) -> Iterator[None]:
+        """Save what is trained before an error of the data or of the evaluation ends the run."""
+        try:
+            yield
+        except Exception:
+            if jax.process_count() == 1:  # the others do not know of the error and would not take part
+                try:
+                    self.save(state, step)
+                    self.checkpoints.wait()
+                    log.warning("An error ends the run; what was trained is saved as step %d.", step)
+                except SlotzooError as second:
+                    log.warning("An error ends the run, and saving failed as well: %s", second)
+            raise
 
     def begin(self, model, optimizer) -> tuple[TrainState, int]:
         """Restore the newest checkpoint, or initialise."""

@@ -71,13 +71,14 @@ def shard_batch(mesh: Mesh, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
     """Put a process's part of a batch onto its devices, as arrays of the global batch sharded over `data`.
 
     A leading axis that the devices do not divide (the last batch of an evaluation) goes to each device whole.
+    Entries that are not numbers, such as the names of clips, are left out.
     """
+    local = sum(d.process_index == jax.process_index() for d in mesh.devices[:, 0])
 
     def put(x):
-        x = np.asarray(x)
-        local = sum(d.process_index == jax.process_index() for d in mesh.devices[:, 0])
         if x.ndim and local and x.shape[0] % local == 0:
             return jax.make_array_from_process_local_data(batch_sharding(mesh), x)
         return jax.make_array_from_process_local_data(replicated(mesh), x)
 
-    return {name: put(value) for name, value in batch.items()}
+    arrays = {name: np.asarray(value) for name, value in batch.items()}
+    return {name: put(x) for name, x in arrays.items() if x.dtype.kind in "biufc"}

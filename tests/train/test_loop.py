@@ -3,7 +3,9 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import threading
+import types
 
 import equinox as eqx
 import jax
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from slotzoo.errors import CheckpointError, ConfigError, DataError, NonFiniteError
-from slotzoo.train import FitConfig, RunLogger, load_model
+from slotzoo.train import FitConfig, RunLogger, load_model, saved_steps
 from slotzoo.train.prefetch import Prefetch
 from slotzoo.train.resume import check_resume
 from slotzoo.train.signals import Signals
@@ -142,10 +144,30 @@ def test_data_that_ends_or_breaks_is_told(tmp_path):
 
     with pytest.raises(DataError, match="training data ended"):
         run_linear(tmp_path / "a", data=Short())
+    assert saved_steps(tmp_path / "a" / "checkpoints") == [3]  # nothing that was trained is lost
     broken = Broken()
     with pytest.raises(DataError, match="clip 3 of a.npz is broken"):
         run_linear(tmp_path / "b", data=broken)
     assert broken.closed and not [t for t in threading.enumerate() if t.name == "prefetch"]
+
+
+def test_error_in_evaluation_loses_nothing(tmp_path):
+    class Broken(Regression):
+        def evaluate(self, *args, **kwargs):
+            raise RuntimeError("no picture today")
+
+    with pytest.raises(RuntimeError, match="no picture today"):
+        run_linear(tmp_path, task=Broken(), save_every=100)
+    assert saved_steps(tmp_path / "checkpoints") == [6]
+
+
+def test_exhausted_memory_is_a_sentence(tmp_path):
+    class Big(Regression):
+        def evaluate(self, *args, **kwargs):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
+
+    with pytest.raises(ConfigError, match="memory of the device is exhausted: take a smaller train.batch_size"):
+        run_linear(tmp_path, task=Big(), evaluate_every=1)
 
 
 def test_wrong_numbers_are_refused(tmp_path):
@@ -208,6 +230,32 @@ def test_log_survives_a_line_cut_short(tmp_path):
         {"step": 2, "split": "train", "loss": None},
     ]
     assert not logging.getLogger("slotzoo").handlers
+
+
+def test_wandb_goes_on_in_the_same_charts(tmp_path, monkeypatch):
+    calls = []
+
+    class Fake:
+        def log(self, values, step):
+            calls.append((values, step))
+
+        def finish(self):
+            calls.append("finish")
+
+    module = types.SimpleNamespace(init=lambda **kwargs: calls.append(kwargs) or Fake())
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    folder = tmp_path / "linear" / "seed0"
+    with RunLogger(folder, wandb=True, progress="plain", config={"a": 1}) as logger:
+        logger.metrics(3, "eval", {"error": 0.5})
+    assert calls[0]["id"] == "linear-seed0" and calls[0]["resume"] == "allow" and calls[0]["config"] == {"a": 1}
+    assert calls[1:] == [({"eval/error": 0.5}, 3), "finish"]
+
+
+def test_log_that_cannot_be_written_is_told(tmp_path):
+    with RunLogger(tmp_path, progress="plain") as logger:
+        (tmp_path / "metrics.jsonl").mkdir()
+        with pytest.raises(CheckpointError, match="metrics.jsonl could not be written .*goes on from the last"):
+            logger.metrics(1, "train", {"loss": 1.0})
 
 
 def test_tensorboard_and_bar(tmp_path):

@@ -143,6 +143,14 @@ def test_frozen_is_an_argument():
     assert np.isfinite(metrics["loss"])
 
 
+def test_batches_are_spread_and_names_left_out():
+    batch = shard_batch(
+        make_mesh(), {"x": np.zeros((8, 3)), "odd": np.zeros((3, 2)), "name": np.array(["a"] * 8)}
+    )
+    assert batch["x"].sharding.spec == PartitionSpec("data")
+    assert batch["odd"].sharding.spec == PartitionSpec() and "name" not in batch
+
+
 def test_fsdp_splits_the_largest_fitting_axis(monkeypatch):
     mesh = make_mesh()
     struct = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
