@@ -194,8 +194,11 @@ register(
         num_res_blocks=1,
         attn_resolutions=(),
         z_channels=64,
-        n_embed=256,
+        n_embed=128,
         embed_dim=8,
+        groups=8,
         patch=4,
+        normalize=True,
+        code_scale=1.0,
     ),
 )
