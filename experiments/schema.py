@@ -202,6 +202,16 @@ class ConvertSettings:
     licence: str = ""  # said in the card: the checkpoint's, if it is not that of its repository
 
 
+@dataclasses.dataclass(slots=True)
+class BenchmarkSettings:
+    """`experiments.benchmark`: measure a suite beside its baseline."""
+
+    suite: str = MISSING  # a module of experiments/benchmarks: linear_scan, convs5_step, ...
+    scale: str = "auto"  # paper | tiny | auto: the published sizes on an accelerator, small ones on a CPU
+    repeats: int = 9  # rounds; every program runs in each of them
+    output: str = "experiments/results"
+
+
 SCHEMAS = {
     "train": RunSettings,
     "evaluate": EvaluateSettings,
@@ -209,6 +219,7 @@ SCHEMAS = {
     "report": ReportSettings,
     "prepare": PrepareSettings,
     "convert": ConvertSettings,
+    "benchmark": BenchmarkSettings,
 }
 
 
