@@ -94,7 +94,7 @@ def _decay(a: Array, reset: Array | None, shape: tuple[int, ...]) -> Array:
         return a
     if math.prod(a.shape[1:-1]) != 1:
         a = jnp.broadcast_to(a, varying)
-    return a.reshape(time, -1, channel)
+    return a.reshape(time, math.prod(a.shape[1:-1]), channel)
 
 
 def _kernel() -> Any:

@@ -5,10 +5,10 @@ arrays where they lie (`lax.scan` under `vmap` first transposes them to put time
 x is one more pass), the planes are written one by one (a concatenation inside a loop is not vectorised), and
 the cotangent of a constant decay is summed over rows at each step (a sum as large as the state is slower).
 
-"auto" takes it on a CPU because it measures fastest there; `experiments/results/linear_scan_cpu.json` has the
-figures for 16 to 1024 steps. Against `lax.associative_scan` on complex64 under AD, forward + backward at 300
-steps of 256 rows of 16 complex channels: four times faster, with a sixth of the temporary memory. The
-associative form on real planes is no faster than that one on a CPU.
+"auto" takes it on a CPU because it measures fastest there at every length from 16 to 1024 steps
+(`experiments/results/linear_scan_cpu.json`). Forward + backward, 256 rows of 16 complex channels, against
+`lax.associative_scan` on complex64 under AD: 5.4 times faster at 300 steps, 3.5 times at 1024, with a thousandth
+of the temporary memory; the associative form under our VJP is 1.2 times faster than that.
 """
 
 from typing import Any
