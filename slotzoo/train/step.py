@@ -106,7 +106,9 @@ def make_train_step(
     - `accumulate`: microbatches per update, one after the other; their gradients are averaged.
     - `precision`: `bfloat16` casts the model (but `FLOAT32_LEAVES`) for the loss; parameters stay float32.
     - `ema_decay`: `ema += (1 - d) (parameters - ema)` with `d = min(ema_decay, (1 + t) / (10 + t))`.
-    - `remat`: keep only matrix products, convolutions and named values for the backward pass.
+    - `remat`: keep only matrix products, convolutions and named values for the backward pass. A model that
+      recomputes layer by layer (its own `remat` field) saves more: compiled for an H200, a four-layer ConvS5 of
+      2 x 32 frames needs 2.2 GB of scratch, 1.8 GB with this, 1.0 GB with its own.
     """
 
     def loss(parameters, rest, frozen, batch, key, step):
