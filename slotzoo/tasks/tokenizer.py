@@ -6,7 +6,7 @@ one scalar loss: `stop_gradient` keeps their two halves apart, so that one optim
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,12 +14,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt8
 
 from slotzoo import losses
 from slotzoo.errors import ConfigError, DataError, ShapeError
 from slotzoo.metrics.lpips import LPIPS, load_lpips
-from slotzoo.metrics.video import ssim
+from slotzoo.metrics.sums import sum_over_processes
+from slotzoo.metrics.video import SSIM_WINDOW, ssim
 from slotzoo.models.vqgan import VQGAN, Discriminator, VQGANOutput
 from slotzoo.nn.quantize import histogram, perplexity, usage
 from slotzoo.ops import batch_map
@@ -28,7 +29,8 @@ from slotzoo.viz import labelled_rows, write_png
 
 # Distance of two images in [-1, 1]: LPIPS, or any module of the same signature.
 Perceptual = Callable[[Float[Array, "h w 3"], Float[Array, "h w 3"]], Float[Array, ""]]
-MOST_FRAMES = 16384  # of the evaluation that are kept for the mean-frame baseline
+MOST_FRAMES = 16384  # that a process keeps for the mean-frame baseline
+LEAST_ERROR = 1e-10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +121,7 @@ class TokenizerTask:
             return self._unlikeness(images, made, frozen)
 
         code_loss, terms = self._code_losses(model.generator, out)
-        terms["psnr"] = jnp.mean(_psnr(images, made))
+        terms["psnr"] = jnp.mean(psnr_of((jnp.clip(made, -1.0, 1.0) + 1) / 2, (images + 1) / 2))
         if model.discriminator is None:
             value, parts = unlikeness(made)
             return value + code_loss, terms | parts
@@ -196,32 +198,39 @@ class TokenizerTask:
         `reconstructions.png` and `table.json` into `folder`.
         """
         del frozen, key, step
-        scores, frames, made, counts, clip = [], [], [], [], 1
+        sums: dict[str, np.ndarray] = {}
+        frames, originals, made = [], [], []
         for batch in batches:
             if should_stop():
-                return {}
-            clip = batch["video"].shape[1]
-            pixels = np.asarray(flat_frames(batch["video"]))
-            part, images, shares = _reconstruct(model.generator, pixels)
-            scores.append({name: np.asarray(x) for name, x in part.items()})
-            counts.append(np.asarray(shares) * len(pixels))
-            if len(made) < self.config.pictures:
-                made += list(np.asarray(images)[::clip])  # frames of one clip look alike: the first of each
-            frames.append(pixels)
-        if not frames:
+                break
+            video = batch["video"]
+            valid = np.asarray(batch.get("valid", np.ones(len(video), bool)))  # False: fills up the last batch
+            values, images = _measure(model.generator, jnp.asarray(video), jnp.asarray(valid))
+            for name, value in values.items():
+                sums[name] = np.asarray(sums.get(name, 0) + np.asarray(value, np.float64))
+            video = np.asarray(video)[valid]
+            if len(made) < self.config.pictures:  # frames of one clip look alike: the first of each
+                originals += list(video[:, 0])
+                made += list(np.asarray(images)[valid])
+            if sum(map(len, frames)) < MOST_FRAMES:
+                frames.append(flat_frames(video))
+        # Each process measured its own clips. A stopped one comes here too, so that none waits for another forever.
+        sums = sum_over_processes(sums)
+        guess = np.asarray(sums["pixels"] / sums["frames"] if sums else 0, np.float32)
+        mean_frame = sum_over_processes(_mean_frame_scores(frames, guess))
+        if should_stop():
+            return {}
+        if not sums:
             raise DataError("tokenizer: there is no held-out frame to evaluate on; raise eval.clips.")
-        mean = {name: float(np.mean(np.concatenate([s[name] for s in scores]))) for name in scores[0]}
-        used = jnp.asarray(np.sum(counts, axis=0) / sum(len(part) for part in frames))
-        result = mean | {"perplexity": float(perplexity(used)), "usage": float(usage(used))}
-        rows = {
-            "original": np.stack([f for part in frames for f in part[::clip]][: self.config.pictures]),
-            "tokens": np.stack(made[: self.config.pictures]),
-        }
-        write_png(folder / "reconstructions.png", labelled_rows(rows, value_range=(0.0, 1.0)))
-        baselines = _baselines(np.concatenate(frames)[:MOST_FRAMES])
-        table = _table({"tokenizer": result} | baselines, model.generator.config.n_embed)
+        rows = _rows(sums, mean_frame)
+        if made:
+            count = self.config.pictures
+            strip = {"original": np.stack(originals[:count]), "tokens": np.stack(made[:count])}
+            write_png(folder / "reconstructions.png", labelled_rows(strip, value_range=(0.0, 1.0)))
+        table = _table(rows, model.generator.config.n_embed)
         (folder / "table.json").write_text(json.dumps(table, indent=1) + "\n")
-        return result | {f"{name}_psnr": row["psnr"] for name, row in baselines.items()}
+        baselines = {f"{name}_psnr": rows[name]["psnr"] for name in ("mean_frame", "mean_colour")}
+        return rows["tokenizer"] | baselines
 
 
 def flat_frames(video: Shaped[Array | np.ndarray, "..."]) -> Any:
@@ -236,10 +245,10 @@ def to_images(frames: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:
     return frames.astype(jnp.float32) / 127.5 - 1.0
 
 
-def _psnr(images: Float[Array, "n h w c"], made: Float[Array, "n h w c"]) -> Float[Array, " n"]:
-    """In dB, of images in [-1, 1]; the floor keeps a perfect image finite."""
-    error = jnp.mean(jnp.square((jnp.clip(made, -1.0, 1.0) - images) / 2), axis=(1, 2, 3))
-    return -10.0 * jnp.log10(jnp.maximum(error, 1e-10))
+def psnr_of(made: Float[Array, "n h w c"], real: Float[Array, "n h w c"]) -> Float[Array, " n"]:
+    """PSNR in dB of images in [0, 1]; the floor keeps that of a perfect one finite."""
+    error = jnp.mean(jnp.square(made - real), axis=(1, 2, 3))
+    return -10.0 * jnp.log10(jnp.maximum(error, LEAST_ERROR))
 
 
 def _only_gradient(x: Float[Array, ""]) -> Float[Array, ""]:
@@ -269,32 +278,58 @@ def _balance(
 
 
 @eqx.filter_jit
-def _reconstruct(
-    generator: VQGAN, frames: UInt8[Array | np.ndarray, "n h w c"]
-) -> tuple[dict[str, Float[Array, " n"]], Float[Array, "n h w c"], Float[Array, " codes"]]:
-    """Scores of every frame, the made images in [0, 1], and how often each code was used."""
-    images = to_images(jnp.asarray(frames))
+def _measure(
+    generator: VQGAN, video: UInt8[Array, "clip time h w c"], valid: Bool[Array, " clip"]
+) -> tuple[dict[str, Float[Array, "..."]], Float[Array, "clip h w c"]]:
+    """Sums over the frames of the valid clips, and the first made image of each clip, in [0, 1]."""
+    clips, time = video.shape[:2]
+    images = to_images(flat_frames(video))
     out: VQGANOutput = batch_map(generator)(images)
-    made = (jnp.clip(out.reconstruction.astype(jnp.float32), -1.0, 1.0) + 1) / 2
+    codes = generator.config.n_embed
+    chosen = jnp.zeros((len(images), codes)).at[
+        jnp.arange(len(images))[:, None], out.quantized.codes.reshape(len(images), -1)
+    ]
+    weight = jnp.repeat(valid.astype(jnp.float32), time)
     real = (images + 1) / 2
-    scores = {"psnr": _psnr(images, out.reconstruction), "l1": jnp.mean(jnp.abs(made - real), axis=(1, 2, 3))}
-    if min(images.shape[1:3]) >= 11:  # SSIM's window
+    made = (jnp.clip(out.reconstruction.astype(jnp.float32), -1.0, 1.0) + 1) / 2
+    colour = jnp.broadcast_to(real.mean((1, 2), keepdims=True), real.shape)
+    scores = {"psnr": psnr_of(made, real), "l1": jnp.mean(jnp.abs(made - real), axis=(1, 2, 3))}
+    if min(images.shape[1:3]) >= SSIM_WINDOW:
         scores["ssim"] = ssim(made, real)
-    return scores, made, histogram(out.quantized.codes, generator.config.n_embed)
+    scores["mean_colour/psnr"] = psnr_of(colour, real)
+    scores["mean_colour/l1"] = jnp.mean(jnp.abs(colour - real), axis=(1, 2, 3))
+    sums = {name: jnp.sum(weight * score) for name, score in scores.items()}
+    sums["codes"] = weight @ chosen.add(1.0)
+    sums["pixels"] = jnp.tensordot(weight, real, 1)
+    sums["frames"] = jnp.sum(weight)
+    return sums, made.reshape(clips, time, *made.shape[1:])[:, 0]
 
 
-def _baselines(frames: UInt8[np.ndarray, "n h w c"]) -> dict[str, dict[str, float]]:
-    """Scores of two predictions that need no model."""
-    real = frames.astype(np.float32) / 255
-    guesses = {"mean_frame": real.mean(0, keepdims=True), "mean_colour": real.mean((1, 2), keepdims=True)}
-    rows = {}
-    for name, guess in guesses.items():
+def _mean_frame_scores(
+    frames: Sequence[UInt8[np.ndarray, "_ h w c"]], guess: Float[np.ndarray, "..."]
+) -> dict[str, np.ndarray]:
+    """Sums of the scores of predicting `guess` for every frame."""
+    sums = dict.fromkeys(("psnr", "l1", "frames"), np.float64(0))
+    for part in frames:
+        real = part.astype(np.float32) / 255
         error = np.square(real - guess).mean((1, 2, 3))
-        rows[name] = {
-            "psnr": float(np.mean(-10 * np.log10(np.maximum(error, 1e-10)))),
-            "l1": float(np.abs(real - guess).mean()),
-        }
-    return rows
+        sums["psnr"] += np.sum(-10 * np.log10(np.maximum(error, LEAST_ERROR)))
+        sums["l1"] += np.abs(real - guess).mean((1, 2, 3)).sum()
+        sums["frames"] += len(part)
+    return {name: np.asarray(value) for name, value in sums.items()}
+
+
+def _rows(sums: Mapping[str, np.ndarray], mean_frame: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Means over frames, by row of the table."""
+    mean = {k: float(v / sums["frames"]) for k, v in sums.items() if np.ndim(v) == 0 and k != "frames"}
+    used = jnp.asarray(sums["codes"] / sums["codes"].sum(), jnp.float32)
+    codes = {"perplexity": float(perplexity(used)), "usage": float(usage(used))}
+    prefix = "mean_colour/"
+    return {
+        "tokenizer": {k: v for k, v in mean.items() if not k.startswith(prefix)} | codes,
+        "mean_frame": {k: float(mean_frame[k] / mean_frame["frames"]) for k in ("psnr", "l1")},
+        "mean_colour": {k.removeprefix(prefix): v for k, v in mean.items() if k.startswith(prefix)},
+    }
 
 
 def _table(rows: Mapping[str, Mapping[str, float]], codes: int) -> dict[str, Any]:

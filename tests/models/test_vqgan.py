@@ -15,6 +15,7 @@ from slotzoo.models.registry import tiny
 from slotzoo.models.vqgan import VQGAN, Discriminator, VQGANConfig
 from slotzoo.nn.quantize import VectorQuantizer, histogram, perplexity, usage
 from slotzoo.nn.taming import fold, unfold
+from tests.arrays import random_module
 
 
 SMALL = VQGANConfig(
@@ -71,7 +72,7 @@ def test_shapes(levels, latent, patch, blocks, channels, double_z):
 
 def test_the_call_is_encode_then_decode_and_gradients_reach_every_leaf(key):
     config = dataclasses.replace(SMALL, code_scale=1.0, ch_mult=(1,), attn_resolutions=(), resolution=4)
-    model = VQGAN(config, key=key)
+    model = random_module(lambda: VQGAN(config, key=key))
     image = jax.random.uniform(key, (4, 4, 3), minval=-1.0)
 
     @eqx.filter_jit

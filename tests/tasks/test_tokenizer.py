@@ -14,6 +14,8 @@ from slotzoo.models.vqgan import VQGAN, VQGANConfig
 from slotzoo.tasks import tokenizer
 from slotzoo.tasks.tokenizer import TokenizerTask, TokenizerTaskConfig
 from slotzoo.train.protocols import Task
+from slotzoo.train.step import cast_parameters
+from tests.arrays import random_module
 
 
 CONFIG = VQGANConfig(
@@ -36,7 +38,7 @@ SMALL = dict(discriminator_width=4, discriminator_layers=1)
 
 @pytest.fixture(scope="module")
 def generator():
-    return eqx.filter_jit(lambda: VQGAN(CONFIG, key=jax.random.key(0)))()
+    return random_module(lambda: VQGAN(CONFIG, key=jax.random.key(0)))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,7 @@ def test_without_an_adversary(generator, video):
 def test_adversarial_gradients_are_those_of_two_losses(generator, video):
     """The joined scalar gives the generator and the discriminator what two separate losses would."""
     task = TokenizerTask(TokenizerTaskConfig(**PLAIN, **SMALL, adversarial_start=1, adversarial_weight=0.5))
-    model = task.module(generator, key=jax.random.key(1))
+    model = random_module(lambda: task.module(generator, key=jax.random.key(1)), scale=0.3)
     (_, terms), grads = gradients(task, model, video, step=1)
     weight = terms["adversarial_weight"]
     frames = jnp.asarray(video).reshape(-1, 12, 12, 3).astype(jnp.float32) / 127.5 - 1
@@ -122,6 +124,20 @@ def test_adversarial_gradients_are_those_of_two_losses(generator, video):
     assert max(float(np.abs(g).max()) for g in jax.tree.leaves(grads.discriminator)) == 0
 
 
+def test_bfloat16(generator, video):
+    """The whole loss traces with a model that was cast as in training."""
+    task = TokenizerTask(TokenizerTaskConfig(**PLAIN, **SMALL, adversarial_start=0))
+    model = random_module(lambda: task.module(generator, key=jax.random.key(1)))
+
+    def run(model, video):
+        loss = lambda m: task.loss(m, None, {"video": video}, key=jax.random.key(0), step=jnp.int32(0))
+        return eqx.filter_value_and_grad(loss, has_aux=True)(cast_parameters(model, "bfloat16"))
+
+    (value, terms), grads = eqx.filter_eval_shape(run, model, jnp.asarray(video))
+    assert value.dtype == jnp.float32 and {t.dtype for t in terms.values()} == {jnp.dtype("float32")}
+    assert grads.generator.encoder.conv_in.weight.dtype == jnp.bfloat16
+
+
 def test_perceptual_term_uses_the_frozen_network(generator, video):
     class Distance(eqx.Module):
         scale: jax.Array
@@ -141,12 +157,15 @@ def test_evaluation(generator, video, tmp_path):
     task = TokenizerTask(TokenizerTaskConfig(**PLAIN, adversarial_weight=0.0, pictures=3))
     model = task.module(generator, key=jax.random.key(1))
     kwargs = dict(key=jax.random.key(0), step=5, folder=tmp_path, should_stop=lambda: False)
-    result = task.evaluate(model, None, [{"video": video}, {"video": video[:1]}], **kwargs)
+    filled = {"video": np.concatenate([video[:1], np.zeros_like(video[:1])]), "valid": np.array([True, False])}
+    result = task.evaluate(model, None, [{"video": video}, filled], **kwargs)
     frames = np.concatenate([video, video[:1]]).reshape(-1, 12, 12, 3) / 255.0
     made = jax.vmap(lambda x: generator(x).reconstruction)(jnp.asarray(frames * 2 - 1, jnp.float32))
     error = np.square((np.clip(made, -1, 1) + 1) / 2 - frames).mean((1, 2, 3))
     np.testing.assert_allclose(result["psnr"], (-10 * np.log10(error)).mean(), rtol=1e-4)
     assert 1 <= result["perplexity"] <= 6 and 0 < result["usage"] <= 1 and -1 <= result["ssim"] <= 1
+    codes = jax.vmap(lambda x: generator.encode(x).codes)(jnp.asarray(frames * 2 - 1, jnp.float32))
+    np.testing.assert_allclose(result["usage"], len(np.unique(codes)) / 6)
     error = np.square(frames - frames.mean(0)).mean((1, 2, 3))
     np.testing.assert_allclose(result["mean_frame_psnr"], (-10 * np.log10(error)).mean(), rtol=1e-4)
     assert (tmp_path / "reconstructions.png").stat().st_size > 0

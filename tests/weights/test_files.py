@@ -15,6 +15,7 @@ from slotzoo.errors import WeightsError
 from slotzoo.models import model_config
 from slotzoo.models.vqgan import VQGAN
 from slotzoo.weights import card_path, fill, load_card, load_model, load_weights, named_leaves, save_weights
+from tests.arrays import random_module
 
 
 SIZES = dict(
@@ -34,7 +35,7 @@ CONFIG = model_config("vqgan_dmlab", **SIZES)
 
 @pytest.fixture(scope="module")
 def model():
-    return eqx.filter_jit(lambda: VQGAN(CONFIG, key=jax.random.key(1)))()
+    return random_module(lambda: VQGAN(CONFIG, key=jax.random.key(1)))
 
 
 @pytest.fixture
