@@ -121,7 +121,7 @@ class TokenizerTask:
             return self._unlikeness(images, made, frozen)
 
         code_loss, terms = self._code_losses(model.generator, out)
-        terms["psnr"] = jnp.mean(psnr_of((jnp.clip(made, -1.0, 1.0) + 1) / 2, (images + 1) / 2))
+        terms["psnr"] = jnp.mean(psnr_of(_shown(made), (images + 1) / 2))
         if model.discriminator is None:
             value, parts = unlikeness(made)
             return value + code_loss, terms | parts
@@ -245,6 +245,11 @@ def to_images(frames: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:
     return frames.astype(jnp.float32) / 127.5 - 1.0
 
 
+def _shown(made: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+    """Made images as they are shown: clipped, in [0, 1], float32."""
+    return (jnp.clip(made.astype(jnp.float32), -1.0, 1.0) + 1) / 2
+
+
 def psnr_of(made: Float[Array, "n h w c"], real: Float[Array, "n h w c"]) -> Float[Array, " n"]:
     """PSNR in dB of images in [0, 1]; the floor keeps that of a perfect one finite."""
     error = jnp.mean(jnp.square(made - real), axis=(1, 2, 3))
@@ -281,28 +286,40 @@ def _balance(
 def _measure(
     generator: VQGAN, video: UInt8[Array, "clip time h w c"], valid: Bool[Array, " clip"]
 ) -> tuple[dict[str, Float[Array, "..."]], Float[Array, "clip h w c"]]:
-    """Sums over the frames of the valid clips, and the first made image of each clip, in [0, 1]."""
-    clips, time = video.shape[:2]
-    images = to_images(flat_frames(video))
+    """Sums over the frames of the valid clips, and the first made image of each clip, in [0, 1].
+
+    One frame of every clip at a time: a whole batch of long clips would not fit into memory.
+    """
+    weight = valid.astype(jnp.float32)
+
+    def one(frames):
+        scores, codes, _ = _scores(generator, frames)
+        sums = {name: jnp.sum(weight * score) for name, score in scores.items()}
+        sums["codes"] = weight @ codes
+        sums["pixels"] = jnp.tensordot(weight, frames.astype(jnp.float32) / 255, 1)
+        sums["frames"] = jnp.sum(weight)
+        return sums
+
+    each = jax.lax.map(one, jnp.moveaxis(video, 1, 0))
+    return {name: jnp.sum(x, axis=0) for name, x in each.items()}, _scores(generator, video[:, 0])[2]
+
+
+def _scores(
+    generator: VQGAN, frames: UInt8[Array, "n h w c"]
+) -> tuple[dict[str, Float[Array, " n"]], Float[Array, "n codes"], Float[Array, "n h w c"]]:
+    """Scores of every frame, how often it uses each code, and what is made of it, in [0, 1]."""
+    images = to_images(frames)
     out: VQGANOutput = batch_map(generator)(images)
-    codes = generator.config.n_embed
-    chosen = jnp.zeros((len(images), codes)).at[
-        jnp.arange(len(images))[:, None], out.quantized.codes.reshape(len(images), -1)
-    ]
-    weight = jnp.repeat(valid.astype(jnp.float32), time)
+    made = _shown(out.reconstruction)
     real = (images + 1) / 2
-    made = (jnp.clip(out.reconstruction.astype(jnp.float32), -1.0, 1.0) + 1) / 2
     colour = jnp.broadcast_to(real.mean((1, 2), keepdims=True), real.shape)
     scores = {"psnr": psnr_of(made, real), "l1": jnp.mean(jnp.abs(made - real), axis=(1, 2, 3))}
     if min(images.shape[1:3]) >= SSIM_WINDOW:
         scores["ssim"] = ssim(made, real)
     scores["mean_colour/psnr"] = psnr_of(colour, real)
     scores["mean_colour/l1"] = jnp.mean(jnp.abs(colour - real), axis=(1, 2, 3))
-    sums = {name: jnp.sum(weight * score) for name, score in scores.items()}
-    sums["codes"] = weight @ chosen.add(1.0)
-    sums["pixels"] = jnp.tensordot(weight, real, 1)
-    sums["frames"] = jnp.sum(weight)
-    return sums, made.reshape(clips, time, *made.shape[1:])[:, 0]
+    chosen = jax.nn.one_hot(out.quantized.codes, generator.config.n_embed)
+    return scores, chosen.sum((1, 2)), made
 
 
 def _mean_frame_scores(
