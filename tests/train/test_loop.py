@@ -89,6 +89,18 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(straight, tmp_path
     assert "Going on from the checkpoint" in (tmp_path / "train.log").read_text() or first.step == 0
 
 
+def test_torn_newest_checkpoint_costs_its_steps_and_nothing_else(straight, tmp_path):
+    folder = tmp_path / "torn"
+    shutil.copytree(straight[0], folder)
+    for data in (folder / "checkpoints" / "12").glob("*/d"):
+        shutil.rmtree(data)
+    again = run_linear(folder, ema_decay=0.9)
+    assert again.status == "finished" and saved_steps(folder / "checkpoints") == [4, 8, 12]
+    np.testing.assert_array_equal(again.state.model.weight, straight[1].state.model.weight)
+    assert lines(folder) == lines(straight[0])
+    assert "checkpoint of step 12 cannot be read" in (folder / "train.log").read_text()
+
+
 def test_signal_in_evaluation_repeats_the_evaluation(straight, tmp_path):
     signals = Signals()
 
