@@ -84,13 +84,13 @@ class OutputBlock(eqx.Module):
             case "resnet":
                 h = y
                 for norm, conv in zip(self.norms, self.convs, strict=True):
-                    h = conv(act(norm(h)))
+                    h = conv(norm(h, activation=self.activation))
                 return act(y + self._excited(h))
             case "standard":
-                return self._excited(act(self.norms[0](y + self.convs[0](u))))
+                return self._excited(self.norms[0](y + self.convs[0](u), activation=self.activation))
             case "half_glu":
                 assert self.gate is not None
-                h = act(self.norms[0](y))
+                h = self.norms[0](y, activation=self.activation)
                 return h * jax.nn.sigmoid(self.gate(h))
             case _:
                 return y

@@ -34,8 +34,8 @@ class ResNetBlock(eqx.Module):
         self, x: Float[Array, "*batch height width {self.in_channels}"]
     ) -> Float[Array, "*batch height width {self.out_channels}"]:
         skip = x if self.skip is None else self.skip(x)
-        h = self.conv_1(jax.nn.elu(self.norm_1(x)))
-        h = self.conv_2(jax.nn.elu(self.norm_2(h)))
+        h = self.conv_1(self.norm_1(x, activation="elu"))
+        h = self.conv_2(self.norm_2(h, activation="elu"))
         return skip + 0.1 * h
 
 

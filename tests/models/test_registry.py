@@ -1,12 +1,16 @@
 """The zoo's front door. The tests over all registered models apply to every system that registers itself."""
 
 import dataclasses
+import json
+import math
 from typing import Literal
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import pytest
 
+import slotzoo.models  # noqa: F401  (registers what it holds)
 from slotzoo.errors import ConfigError
 from slotzoo.models import registry
 
@@ -60,3 +64,61 @@ def test_yaml_values_are_coerced(toy):
 def test_mistakes_are_named(toy, name, overrides, message):
     with pytest.raises(ConfigError, match=message):
         registry.create_model(name, key=jax.random.key(0), **overrides)
+
+
+@pytest.mark.parametrize("name", registry.list_models())
+def test_published_size(name):
+    """Abstractly built at paper scale, every model has the number of parameters that its card says."""
+    card = registry.model_card(name)
+    model = eqx.filter_eval_shape(lambda key: registry.create_model(name, key=key), jax.random.key(0))
+    arrays = jax.tree.leaves(eqx.filter(model, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)))
+    assert sum(math.prod(leaf.shape) for leaf in arrays) == card.parameters
+    for field in ("title", "paper", "section", "licence", "source", "description"):
+        assert getattr(card, field).strip(), f"the card of {name} has no {field}"
+
+
+@pytest.mark.parametrize("name", registry.list_models())
+def test_config_survives_json(name):
+    config = registry.model_config(name)
+    fields = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert registry.model_config(name, **fields) == config
+
+
+# One example for the forward pass of each kind of model, and the array of its output to differentiate.
+def _tokens(config, key):
+    tokens = jax.random.randint(key, (3, config.height, config.width), 0, config.num_codes)
+    codebook = jax.random.normal(key, (config.num_codes, config.code_dim))
+    return lambda model: model(tokens, jnp.zeros(3, int), codebook).prediction
+
+
+def _pixels(config, key):
+    video = jax.random.uniform(key, (3, config.height, config.width, config.channels), minval=-1, maxval=1)
+    return lambda model: model(video).prediction
+
+
+def _image(config, key):
+    image = jax.random.uniform(key, (config.resolution, config.resolution, 3), minval=-1, maxval=1)
+    return lambda model: model(image)
+
+
+EXAMPLES = {"ConvS5TokensConfig": _tokens, "ConvS5PixelsConfig": _pixels, "VQGANConfig": _image}
+
+
+@pytest.mark.parametrize("name", registry.list_models())
+def test_tiny_forward_and_backward(name, key):
+    tiny = registry.tiny(name)
+    config = registry.model_config(name, **tiny)
+    assert config != registry.model_config(name), f"{name} was registered without a tiny variant"
+    model = registry.create_model(name, key=key, **tiny)
+    example = EXAMPLES[type(config).__name__](config, key)
+
+    @eqx.filter_jit
+    @eqx.filter_value_and_grad
+    def loss(model):
+        out = jax.tree.leaves(eqx.filter(example(model), eqx.is_inexact_array))
+        return sum(jnp.mean(jnp.square(leaf)) for leaf in out)
+
+    value, grads = loss(model)
+    assert jnp.isfinite(value)
+    for leaf in jax.tree.leaves(grads):
+        assert jnp.isfinite(leaf).all()
