@@ -101,7 +101,7 @@ def fit(
 
     - `model(key)` builds the model; it runs under `jit`, straight into the shardings.
     - `train`: `iter(train)` is endless, has `get_state`/`set_state`, gives this process's part of each batch.
-    - `evaluation()` gives fresh batches, the same on every process.
+    - `evaluation()` gives fresh batches: this process's part of the held-out set.
     - `card`: plain values saved with each checkpoint (configuration, versions).
 
     `folder` receives `checkpoints/`, `metrics.jsonl`, `train.log` and `evaluation/step_<n>/`. Raises
@@ -301,7 +301,7 @@ class _Run:
             if self.logger.main:
                 folder = self.folder / "evaluation" / f"step_{step}"
                 folder.mkdir(parents=True, exist_ok=True)
-            else:  # measured on every process, drawn by one
+            else:  # each process measures its part, one draws
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             stack.enter_context(jax.set_mesh(here))
             values = self.task.evaluate(

@@ -52,6 +52,10 @@ class Task(Protocol):
 
         `should_stop()` turns true once a signal arrived: return early then; the result is not used. The arrays
         of `batches` may lie on the device already; `np.asarray` of them always works.
+
+        With several processes each calls this with the same `model` and its own part of the batches, on a mesh
+        of its own devices, so that nothing here waits for the others. What is joined in the end must be joined
+        by every process, by one that was told to stop as well.
         """
         ...
 
