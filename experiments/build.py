@@ -75,16 +75,15 @@ def train_batches(run: RunSettings, opened: Source, where: Mesh) -> BatchDataset
 
 
 def eval_batches(run: RunSettings, opened: Source) -> BatchDataset:
-    """One pass over `eval.clips` held-out clips, whole ones.
-
-    The same on every process: each measures all of them on its own devices, so that nothing has to be gathered.
-    """
+    """One pass over `eval.clips` held-out clips, whole ones: this process's part of them."""
     data = run.data
     return make_pipeline(
         opened,
-        batch_size=run.eval.batch_size,
+        batch_size=max(1, run.eval.batch_size // jax.process_count()),
         seed=run.seed,
         train=False,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
         num_threads=data.threads,
         prefetch=data.prefetch,
         on_error=data.on_error,  # type: ignore[arg-type]
@@ -97,7 +96,13 @@ def eval_batches(run: RunSettings, opened: Source) -> BatchDataset:
 def model_overrides(run: RunSettings) -> dict[str, Any]:
     """What the configuration changes in the registered model: its tiny variant first, then single fields."""
     fields = {name: value for name, value in run.model.items() if name != "name"}
-    return {**(tiny(run.model["name"]) if run.scale == "tiny" else {}), **fields}
+    small = tiny(run.model["name"]) if run.scale == "tiny" else {}
+    return {**small, **({"remat": True} if _own_remat(run) else {}), **fields}
+
+
+def _own_remat(run: RunSettings) -> bool:
+    """Whether train.remat is left to the model, which knows its layers: that saves more than the step can."""
+    return run.train.remat and hasattr(model_config(run.model["name"]), "remat")
 
 
 def config_of_model(run: RunSettings) -> Any:
@@ -124,6 +129,11 @@ def task(run: RunSettings) -> TokenizerTask | VideoPredictionTask:
         pictures=measured.pictures,
     )
     return VideoPredictionTask(replaced(config, run.options, what="options (of video prediction)"))
+
+
+def check_weights(of: TokenizerTask | VideoPredictionTask) -> None:
+    """Load the networks that the task measures or trains with. Raises `WeightsError` where they are missing."""
+    _ = of.frozen() if isinstance(of, TokenizerTask) else of.networks
 
 
 def module(run: RunSettings, of: TokenizerTask | VideoPredictionTask) -> Callable[[PRNGKeyArray], eqx.Module]:
@@ -167,8 +177,9 @@ def complete(run: RunSettings, tokenizer: VQGAN | None, spec: Mapping[str, Field
 def fit_config(run: RunSettings) -> FitConfig:
     """The settings of the loop."""
     fields = {field.name for field in dataclasses.fields(FitConfig)}
+    train = {name: value for name, value in dataclasses.asdict(run.train).items() if name in fields}
     return FitConfig(
-        **{name: value for name, value in dataclasses.asdict(run.train).items() if name in fields},
+        **{**train, "remat": run.train.remat and not _own_remat(run)},
         strategy=run.mesh.strategy,
         seed=run.seed,
         prefetch=run.data.prefetch,
