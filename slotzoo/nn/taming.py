@@ -33,8 +33,8 @@ class ResidualBlock(eqx.Module):
         self.shortcut = Conv(d_in, d_out, 1, key=key_cut) if d_in != d_out else None
 
     def __call__(self, x: Float[Array, "height width d_in"]) -> Float[Array, "height width d_out"]:
-        h = self.conv_in(jax.nn.swish(self.norm_in(x)))
-        h = self.conv_out(jax.nn.swish(self.norm_out(h)))
+        h = self.conv_in(self.norm_in(x, activation="swish"))
+        h = self.conv_out(self.norm_out(h, activation="swish"))
         return h + (x if self.shortcut is None else self.shortcut(x))
 
 
@@ -196,7 +196,7 @@ class Encoder(eqx.Module):
         x = self.conv_in(fold(image, self.patch))
         for level in self.levels:
             x = level(x)
-        return self.conv_out(jax.nn.swish(self.norm(self.middle(x))))
+        return self.conv_out(self.norm(self.middle(x), activation="swish"))
 
 
 class Decoder(eqx.Module):
@@ -243,7 +243,7 @@ class Decoder(eqx.Module):
         x = self.middle(self.conv_in(latents))
         for level in self.levels:
             x = level(x)
-        return jax.nn.swish(self.norm(x))
+        return self.norm(x, activation="swish")
 
     def head(self, features: Float[Array, "height width channel"]) -> Float[Array, "height2 width2 d_out"]:
         """The last convolution: features to pixels."""
