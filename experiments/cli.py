@@ -1,6 +1,7 @@
 """What every command shares: one sentence instead of a traceback, and the exit codes."""
 
 import contextlib
+import errno
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +32,16 @@ def sentences() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         code = {ConfigError: EXIT_CONFIG, NonFiniteError: EXIT_NONFINITE}.get(type(error), EXIT_FAILED)
         raise SystemExit(code) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"error: The disk is full or a limit of the system is reached: {error.strerror}{where}. Nothing that was "
+            "saved is lost; make room and run the same command again.",
+            file=sys.stderr,
+        )
+        raise SystemExit(EXIT_FAILED) from error
 
 
 def progress(what: str) -> Callable[[int, int], None]:

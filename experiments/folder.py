@@ -108,27 +108,28 @@ class RunFolder:
         """Write config.yaml (atomically)."""
         write_text(self.config, OmegaConf.to_yaml(OmegaConf.structured(run)))
 
-    def write_card(self, **entries: Any) -> None:
-        """Write run.json: what the run is made of, and every start of it."""
-        card: dict[str, Any] = {}
-        if self.card.is_file():
-            try:
-                card = json.loads(self.card.read_text())
-            except ValueError:
-                card = {"starts": [{"note": "an earlier card could not be read"}]}
-        start = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "python": platform.python_version(),
-            "packages": {name: _version(name) for name in PACKAGES},
-            "git": _revision(),
-        }
-        card = {**card, **entries, "starts": [*card.get("starts", []), start]}
+    def update_card(self, start: bool = False, **entries: Any) -> None:
+        """Write entries of run.json: what the run is made of and how it ended; with `start`, this start as well."""
+        card = {**self.read_card(), **entries}
+        if start:
+            now = {
+                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+                "python": platform.python_version(),
+                "packages": {name: _version(name) for name in PACKAGES},
+                "git": _revision(),
+            }
+            card["starts"] = [*card.get("starts", []), now]
         write_text(self.card, json.dumps(card, indent=1) + "\n")
 
     def read_card(self) -> dict[str, Any]:
         """The contents of run.json; empty if there is none."""
-        return json.loads(self.card.read_text()) if self.card.is_file() else {}
+        if not self.card.is_file():
+            return {}
+        try:
+            return json.loads(self.card.read_text())
+        except ValueError as error:
+            raise ConfigError(f"{self.card}: is not JSON ({error}); move it away and run again.") from error
 
 
 class Lock:

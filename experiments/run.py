@@ -55,9 +55,20 @@ def train_run(run: RunSettings, signals: Signals) -> bool:
     build.config_of_model(
         run
     )  # mistakes of the model's and the task's options are said before anything is made
-    build.task(run)
+    build.check_weights(build.task(run))
     with Lock(folder):
         changed = check_settings(run, folder)
+        done = folder.read_card().get("finished")
+        if (
+            done is not None
+            and done["step"] >= run.train.steps
+            and (folder.path / first_stage.WEIGHTS).is_file()
+        ):
+            if jax.process_index() == 0:
+                table = folder.evaluation(done["step"]) / "table.json"
+                print(text_tables(table) if table.is_file() else "", flush=True)
+                print(f"Finished already: {done['step']} steps, in {folder.path}. More of them: train.steps=N.")
+            return True
         if jax.process_index() == 0:
             folder.write_settings(run)
         stage = first_stage.prepare(run, folder, lambda settings: train_run(settings, signals))
@@ -97,8 +108,9 @@ def _fit(
     full = build.complete(run, stage.tokenizer, source.spec)
     for line in introduction(full, folder, source, stage, changed):
         logger.say(line)
+    check_data(folder, source)
     if jax.process_index() == 0:
-        folder.write_card(**card(full, source, stage))
+        folder.update_card(start=True, **card(full, source, stage))
     source = first_stage.encoded(full, source, stage, folder)
     task, mesh, optimizer = build.task(full), build.mesh(full), build.optimizer_config(full)
     held_out = build.eval_batches(full, test)
@@ -121,9 +133,22 @@ def _fit(
         export(run, folder, stage)
         if jax.process_index() == 0:
             logger.say(text_tables(folder.evaluation(result.step) / "table.json"))
+            folder.update_card(finished={"step": result.step, "metrics": result.metrics})
             logger.say(f"Report: {write_report(folder.path)}")
         meet("the run is finished")
     return result
+
+
+def check_data(folder: RunFolder, source: Source) -> None:
+    """Refuse to go on with a run on other clips than it was started with."""
+    before = folder.read_card().get("data")
+    meet("the data is compared")  # before process 0 writes the card anew
+    now = {"provenance": source.provenance, "fingerprint": source.fingerprint}
+    if before is not None and {key: before.get(key) for key in now} != now:
+        raise ConfigError(
+            f"This run was started on other clips ({before.get('provenance')}, {before.get('clips')}) than it is "
+            f"asked to go on with ({source.provenance}, {len(source)}); give the old data, or another name or seed."
+        )
 
 
 def introduction(

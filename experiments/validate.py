@@ -7,6 +7,8 @@ import typing
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -50,9 +52,9 @@ POSITIVE = (
 
 
 def check_overrides(command: str, arguments: Sequence[str]) -> list[str]:
-    """Refuse a misspelt key of the command line, naming the nearest right one; return the arguments for Hydra.
+    """Refuse a misspelt key or a value of the wrong type on the command line; return the arguments for Hydra.
 
-    Hydra's own message advises a leading `+`, which would only hide the mistake. Fields of open mappings
+    Hydra's own messages advise a leading `+`, which would only hide the mistake. Fields of open mappings
     (`model.layers=4`) get the `++` that Hydra wants for them.
     """
     checked = []
@@ -64,28 +66,45 @@ def check_overrides(command: str, arguments: Sequence[str]) -> list[str]:
         elif (CONF / path).is_dir():
             checked.append(argument)
         else:
-            is_open = _check_path(SCHEMAS[command], path)
+            found = _field(SCHEMAS[command], path)
+            if found is not None:
+                _check_type(argument, *found)
+            is_open = found is None or typing.get_origin(typing.get_type_hints(found[0])[found[1]]) is dict
             checked.append(f"++{argument}" if is_open and argument[0] not in "+~" else argument)
     return checked
 
 
-def _check_path(schema: type, path: str) -> bool:
-    """Raise `ConfigError` unless the path exists; return whether it leads into an open mapping."""
-    node: Any = schema
-    walked: list[str] = []
-    for part in path.split("."):
-        if not dataclasses.is_dataclass(node):
-            return True  # model fields, task options: checked by the model's own Config
-        fields = typing.get_type_hints(node)
+def _field(schema: type, path: str) -> tuple[Any, str] | None:
+    """The dataclass and its field that a path leads to; None inside an open mapping. Raises if there is none."""
+    owner: Any = schema
+    parts = path.split(".")
+    for depth, part in enumerate(parts):
+        fields = typing.get_type_hints(owner)
         if part not in fields:
-            where = f"in '{'.'.join(walked)}'" if walked else "at the top level"
+            where = f"in '{'.'.join(parts[:depth])}'" if depth else "at the top level"
             known = ", ".join(fields)
             raise ConfigError(
                 f"Unknown key '{path}': there is no '{part}' {where}.{nearest(part, fields)} Known: {known}."
             )
-        walked.append(part)
-        node = fields[part]
-    return False
+        if depth == len(parts) - 1:
+            return owner, part
+        owner = fields[part]
+        if not dataclasses.is_dataclass(owner):
+            return None  # model fields, task options: checked by the model's own Config
+    return None
+
+
+def _check_type(argument: str, owner: Any, field: str) -> None:
+    try:
+        override = OverridesParser.create().parse_override(argument)
+    except HydraException as error:
+        raise ConfigError(f"{argument}: cannot be read: {_first_line(error)}") from error
+    if override.is_sweep_override() or override.is_delete():
+        return
+    try:
+        OmegaConf.update(OmegaConf.structured(owner), field, override.value())
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{argument}: {_first_line(error)}.") from error
 
 
 def with_scale(config: DictConfig, overrides: Iterable[str], accelerator: bool) -> DictConfig:
@@ -98,10 +117,12 @@ def with_scale(config: DictConfig, overrides: Iterable[str], accelerator: bool) 
             raise ConfigError("This experiment has no tiny scale; run it with scale=paper.")
         typed = [o for o in overrides if _is_value(o)]
         try:
-            config = typing.cast(
-                DictConfig,
-                OmegaConf.merge(config, config.tiny, OmegaConf.from_dotlist([o.lstrip("+") for o in typed])),
-            )
+            OmegaConf.set_struct(
+                config, False
+            )  # open mappings take new fields; dataclasses stay as strict as they are
+            config = typing.cast(DictConfig, OmegaConf.merge(config, config.tiny))
+            for override in OverridesParser.create().parse_overrides(typed):
+                OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
         except OmegaConfBaseException as error:
             raise ConfigError(f"The experiment's tiny section does not fit: {_first_line(error)}") from error
         config.scale = "tiny"

@@ -6,6 +6,7 @@ continues a context.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,9 +20,10 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, UInt8
 
 from slotzoo import losses
 from slotzoo.errors import ConfigError, DataError
-from slotzoo.metrics.i3d import load_i3d
-from slotzoo.metrics.lpips import load_lpips
+from slotzoo.metrics.i3d import I3D, load_i3d
+from slotzoo.metrics.lpips import LPIPS, load_lpips
 from slotzoo.metrics.protocol import VideoProtocol
+from slotzoo.metrics.sums import sum_over_processes
 from slotzoo.models.vqgan import VQGAN
 from slotzoo.ops import batch_map
 from slotzoo.prng import stream
@@ -93,6 +95,16 @@ class VideoPredictionTask:
     def __init__(self, config: VideoPredictionConfig | None = None):
         self.config = config or VideoPredictionConfig()
 
+    @functools.cached_property
+    def networks(self) -> tuple[LPIPS | None, I3D | None]:
+        """What LPIPS and FVD are measured with. **Raises** `WeightsError` where the extra `metrics` is missing.
+
+        Ask for it before training: the first evaluation may be hours away.
+        """
+        c = self.config
+        lpips = load_lpips("alex") if c.lpips and c.rollouts else None
+        return lpips, load_i3d() if c.fvd and c.rollouts else None
+
     def module(self, model: eqx.Module, *, key: PRNGKeyArray) -> eqx.Module:
         """What the training state holds: the model."""
         del key
@@ -145,28 +157,32 @@ class VideoPredictionTask:
         Writes `table.json`, and per kind of rollout strips (PNG) and videos of the first clips.
         """
         c = self.config
-        lpips = load_lpips("alex") if c.lpips and c.rollouts else None
-        i3d = load_i3d() if c.fvd and c.rollouts else None
+        lpips, i3d = self.networks
         protocols = {r: VideoProtocol(context=r.context, lpips=lpips, i3d=i3d) for r in c.rollouts}
         drawn = dict.fromkeys(c.rollouts, 0)
         sums: dict[str, np.ndarray] = {}
         for number, batch in enumerate(batches):
             if should_stop():
-                return {}
+                break
             valid = np.asarray(batch.get("valid", np.ones(len(batch["actions"]), bool)))
             arrays = {name: batch[name] for name in ("video", "tokens", "actions") if name in batch}
             for name, value in _one_step(model, frozen, arrays, jnp.asarray(valid)).items():
-                sums[name] = sums.get(name, 0) + np.asarray(value, np.float64)
+                sums[name] = np.asarray(sums.get(name, 0) + np.asarray(value, np.float64))
             truth = self.truth(frozen, arrays)
             for rollout, protocol in protocols.items():
                 if should_stop():
-                    return {}
+                    break
                 made = self.rollout(model, frozen, arrays, rollout, key=stream(key, rollout.name, number))
                 protocol.add(truth, made, valid=valid)
                 wanted = c.pictures - drawn[rollout]
                 for clip in np.flatnonzero(valid)[:wanted]:
                     draw_clip(folder, rollout, drawn[rollout], truth[clip], made[clip, 0])
                     drawn[rollout] += 1
+        # Each process measured its own clips. All of them come here, a stopped one too: none waits for another forever.
+        sums = sum_over_processes(sums)
+        protocols = {r: protocol.over_processes() for r, protocol in protocols.items()}
+        if should_stop():
+            return {}
         if not sums:
             raise DataError("video prediction: there is no held-out clip to evaluate on; raise eval.clips.")
         one_step = _one_step_numbers(sums)
