@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, Inexact
 
 from slotzoo.ops.linear_scan.planes import Planes
-from slotzoo.ops.linear_scan.reference import previous
+from slotzoo.ops.linear_scan.reference import decay_cotangent
 
 
 def forward(
@@ -49,16 +49,11 @@ def backward(
     ones = jnp.ones_like(decay[:1])
     shifted = jnp.concatenate([ones, decay[:-1]] if reverse else [decay[1:], ones], axis=0)
     g = _scan(shifted, _number(gy.astype(x0.dtype), planes), not reverse)
-
-    entering = previous(x, x0.astype(x.dtype), reverse=reverse).astype(x0.dtype)
-    da = jnp.conj(_number(entering, planes)) * g
-    if a.ndim == 1:
-        da = da.sum(axis=(0, 1))
-    elif a.shape[1] == 1:
-        da = da.sum(axis=1, keepdims=True)
     first = -1 if reverse else 0
     dx0 = _planes(decay[first] * g[first], planes)
-    return _planes(da, planes).astype(a.dtype), _planes(g, planes).astype(gy.dtype), dx0
+    g = _planes(g, planes)
+    da = decay_cotangent(a, x, x0, g, planes=planes, reverse=reverse)
+    return da, g.astype(gy.dtype), dx0
 
 
 def _scan(

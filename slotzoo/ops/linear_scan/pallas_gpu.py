@@ -20,8 +20,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
 from slotzoo.ops import device
-from slotzoo.ops.linear_scan.planes import Parts, Planes, add, count, join, multiply, multiply_conjugate, split
-from slotzoo.ops.linear_scan.reference import previous
+from slotzoo.ops.linear_scan.planes import Parts, Planes, add, count, multiply, multiply_conjugate
+from slotzoo.ops.linear_scan.reference import decay_cotangent
 
 
 WARPGROUP = 128  # threads that run one program; the elements of a tile are dealt out to all of them
@@ -142,11 +142,7 @@ def backward(
     if constant:
         return da[0].sum(axis=0).astype(a.dtype), du, dx0
     # A varying decay: one fused pass of XLA over x and du, which sums over rows as it goes.
-    entering = previous(x, x0.astype(x.dtype), reverse=reverse).astype(x0.dtype)
-    da_t = join(multiply_conjugate(split(entering, planes), split(du.astype(x0.dtype), planes)))
-    if a.shape[1] == 1:
-        da_t = da_t.sum(axis=1, keepdims=True)
-    return da_t.astype(a.dtype), du, dx0
+    return decay_cotangent(a, x, x0, du, planes=planes, reverse=reverse), du, dx0
 
 
 class _Time(NamedTuple):

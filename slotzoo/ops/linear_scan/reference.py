@@ -79,5 +79,33 @@ def previous(
     return jnp.concatenate(parts, axis=0)
 
 
+def decay_cotangent(
+    a: Float[Array, "channel"] | Float[Array, "time rows channel"],
+    x: Float[Array, "time batch channel"],
+    x0: Float[Array, "batch channel"],
+    g: Float[Array, "time batch channel"],
+    *,
+    planes: Planes,
+    reverse: bool,
+) -> Float[Array, "channel"] | Float[Array, "time rows channel"]:
+    """da_t = conj(x_{t-1}) g_t, summed over what shares a decay, for those that have all g_t already.
+
+    The first step is apart, so that no shifted copy of x is made.
+    """
+
+    def product(entering: Array, g: Array) -> Array:
+        da = join(multiply_conjugate(*(split(v.astype(x0.dtype), planes) for v in (entering, g))))
+        if a.ndim == 1:
+            return da.sum(axis=(0, 1))
+        return da.sum(axis=1, keepdims=True) if a.shape[1] == 1 else da
+
+    if reverse:
+        parts = [product(x[1:], g[:-1]), product(x0[None], g[-1:])]
+    else:
+        parts = [product(x0[None], g[:1]), product(x[:-1], g[1:])]
+    da = parts[0] + parts[1] if a.ndim == 1 else jnp.concatenate(parts, axis=0)
+    return da.astype(a.dtype)
+
+
 def _rows(a: Float[Array, "*rows channel"], dtype, planes: Planes) -> tuple[Array, ...]:
     return split(jnp.atleast_2d(a).astype(dtype), planes)
