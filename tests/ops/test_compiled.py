@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from experiments.benchmarks import linear_scan_compiled
+from experiments.benchmarks import convs5_compiled, h200 as compiling, linear_scan_compiled
 from experiments.benchmarks.traffic import traffic
 from slotzoo.errors import ConfigError
-from slotzoo.ops import batch_map, linear_scan
+from slotzoo.ops import batch_map, device, linear_scan
 
 
 try:
@@ -27,9 +27,9 @@ KERNEL = "mosaic_gpu_v2"
 
 
 def h200(shape=(), names=()):
-    device = AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="gpu")
+    described = AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="gpu")
     types = (AxisType.Auto,) * len(names)
-    return jax.sharding.use_abstract_mesh(AbstractMesh(shape, names, types, abstract_device=device))
+    return jax.sharding.use_abstract_mesh(AbstractMesh(shape, names, types, abstract_device=described))
 
 
 def lowered(fn, *args) -> str:
@@ -101,6 +101,17 @@ def test_falls_back_for_cuda_where_the_kernel_does_not_fit(shape):
             lowered(gradients(functools.partial(linear_scan, implementation="pallas")), a, u)
 
 
+def test_falls_back_on_a_gpu_before_hopper(monkeypatch):
+    monkeypatch.setattr(device, "oldest_capability", lambda: 8.0)
+    with h200():
+        a, u = jax.ShapeDtypeStruct((128,), jnp.float32), jax.ShapeDtypeStruct((5, 4, 128), jnp.float32)
+        assert KERNEL not in lowered(gradients(linear_scan), a, u)
+        with pytest.raises(
+            ConfigError, match="needs compute capability 9.0 .Hopper. or newer, .* here has 8.0"
+        ):
+            lowered(gradients(functools.partial(linear_scan, implementation="pallas")), a, u)
+
+
 def test_a_cpu_program_has_no_kernel():
     a, u = jnp.ones(128), jnp.ones((5, 4, 128))
     assert KERNEL not in jax.jit(gradients(linear_scan)).lower(a, u).as_text()
@@ -124,11 +135,13 @@ def test_traffic_counts_loops_slices_and_updates_in_place():
     assert copy.bytes == 2 * u.nbytes
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    linear_scan_compiled.plugin_missing() is not None,
-    reason=str(linear_scan_compiled.plugin_missing()),
+needs_plugin = pytest.mark.skipif(
+    compiling.plugin_missing() is not None, reason=str(compiling.plugin_missing())
 )
+
+
+@pytest.mark.slow
+@needs_plugin
 def test_compiled_for_an_h200():
     """At most 7.5 units of traffic forward + backward with a loss; no all-gather over 4 data-parallel GPUs."""
     for row in linear_scan_compiled.rows(full=False):
@@ -136,3 +149,13 @@ def test_compiled_for_an_h200():
         assert row["mosaic"] == (1 if forward else 2), row
         assert row["units"] <= (2.1 if forward else 7.5), row
         assert row["all_gathers"] == 0, row
+
+
+@pytest.mark.slow
+@needs_plugin
+def test_convs5_compiled_for_four_h200s():
+    """The gradient of the published model: the kernels are in it, and only sums travel between devices."""
+    for row in convs5_compiled.rows(full=False):
+        assert row["mosaic"] >= 2, row
+        assert row["all_gathers"] == row["other_collectives"] == 0, row
+        assert row["all_reduces"] >= 1, row
