@@ -59,11 +59,15 @@ class Conv(eqx.Module):
         self.stride, self.padding = stride, padding
 
     def __call__(
-        self, x: Float[Array, "*batch height width {self.in_channels}"]
+        self, x: Float[Array, "*batch height width {self.in_channels}"], *, gain: float | None = None
     ) -> Float[Array, "*batch height_out width_out {self.out_channels}"]:
-        y = conv2d(x, self.weight, stride=self.stride, padding=self.padding)
-        if self.bias is not None:
-            y = y + self.bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+        """Convolve. A `gain` scales the result by way of the parameters: no pass over the maps for it."""
+        weight, bias = self.weight, self.bias
+        if gain is not None:
+            weight, bias = gain * weight, None if bias is None else gain * bias
+        y = conv2d(x, weight, stride=self.stride, padding=self.padding)
+        if bias is not None:
+            y = y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
         return y
 
 

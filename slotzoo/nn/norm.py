@@ -95,9 +95,14 @@ def _forward(options: _Options, x: Array, scale: Array, bias: Array):
     # The seeds' formula, one pass over x; rounding can make it negative.
     variance = jnp.maximum(options.mean(jnp.square(y)) - jnp.square(mean), 0.0)
     inverse = lax.rsqrt(variance + options.eps)
-    gain = inverse * scale
-    out = options.act(y * gain + (bias - mean * gain)).astype(x.dtype)
-    return out, (x, mean, inverse, scale, bias)
+    if options.activation is None:
+        # The last operation is a division for the reason that `activations.py` gives.
+        deviation = jnp.sqrt(variance + options.eps)
+        out = ((y - mean) * scale + bias * deviation) / deviation
+    else:
+        gain = inverse * scale
+        out = options.act(y * gain + (bias - mean * gain))
+    return out.astype(x.dtype), (x, mean, inverse, scale, bias)
 
 
 def _backward(options: _Options, kept, g: Array):

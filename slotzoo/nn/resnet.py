@@ -35,8 +35,7 @@ class ResNetBlock(eqx.Module):
     ) -> Float[Array, "*batch height width {self.out_channels}"]:
         skip = x if self.skip is None else self.skip(x)
         h = self.conv_1(self.norm_1(x, activation="elu"))
-        h = self.conv_2(self.norm_2(h, activation="elu"))
-        return skip + 0.1 * h
+        return skip + self.conv_2(self.norm_2(h, activation="elu"), gain=0.1)
 
 
 class ResNetEncoder(eqx.Module):

@@ -1,0 +1,271 @@
+"""Suite `convs5_step`: a training step and one generated frame of ConvS5, against the published formulation.
+
+The baseline is the same function of the same parameters, written as the authors' code computes it: complex64
+convolutions and states, `jax.lax.associative_scan` under plain differentiation, one example and frame at a time
+under `vmap`, and kernels that are discretised anew for every generated frame. Its agreement with ours is
+checked before anything is timed.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from experiments.benchmarks import timing
+from slotzoo.losses import pixel_loss
+from slotzoo.models.convs5 import ConvS5Pixels, ConvS5PixelsConfig
+from slotzoo.nn.conv_ssm import ConvSSM
+from slotzoo.nn.norm import GroupNorm, LayerNorm
+from slotzoo.nn.resnet import ResNetBlock, ResNetDecoder, ResNetEncoder
+from slotzoo.precision import Precision
+from slotzoo.train.step import cast_parameters
+
+
+Array = jax.Array
+
+# The configuration that the seed's own timings were taken with.
+TINY = ConvS5PixelsConfig(
+    height=32,
+    width=32,
+    encoder_depths=(32, 32),
+    decoder_depths=(32, 32),
+    layers=2,
+    d_model=32,
+    ssm_size=32,
+    ssm_groups=32,
+    clip_eigenvalues=True,
+    scan_layers=False,
+)
+PAPER = dataclasses.replace(
+    TINY,
+    height=64,
+    width=64,
+    encoder_depths=(64, 128, 256),
+    decoder_depths=(64, 128, 256),
+    layers=8,
+    d_model=256,
+)
+
+
+def published_conv(x: Array, kernel: Array, bias: Array | None = None) -> Array:
+    """One frame `height width in`."""
+    kernel = kernel.astype(x.dtype)
+    y = lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))[0]
+    return y if bias is None else y + bias.astype(x.dtype)[None, None]
+
+
+def published_group_norm(norm: GroupNorm, x: Array) -> Array:
+    """Grouped statistics as mean and mean square, on the reshaped frame."""
+    grouped = x.reshape(*x.shape[:2], norm.groups, -1).astype(jnp.float32)
+    mean = grouped.mean((0, 1, 3), keepdims=True)
+    square = jnp.square(grouped).mean((0, 1, 3), keepdims=True)
+    variance = jnp.maximum(square - jnp.square(mean), 0.0)
+    scale = norm.scale.astype(jnp.float32).reshape(1, 1, norm.groups, -1)
+    bias = norm.bias.astype(jnp.float32).reshape(1, 1, norm.groups, -1)
+    y = (grouped - mean) * (lax.rsqrt(variance + norm.eps) * scale) + bias
+    return y.reshape(x.shape).astype(x.dtype)
+
+
+def published_layer_norm(norm: LayerNorm, x: Array) -> Array:
+    y = x.astype(jnp.float32)
+    mean = y.mean(-1, keepdims=True)
+    variance = jnp.maximum(jnp.square(y).mean(-1, keepdims=True) - jnp.square(mean), 0.0)
+    scale, bias = (v.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,)) for v in (norm.scale, norm.bias))
+    return ((y - mean) * (lax.rsqrt(variance + norm.eps) * scale) + bias).astype(x.dtype)
+
+
+def published_block(block: ResNetBlock, x: Array) -> Array:
+    skip = x if block.skip is None else published_conv(x, block.skip.weight)
+    h = jax.nn.elu(published_group_norm(block.norm_1, x))
+    h = published_conv(h, block.conv_1.weight, block.conv_1.bias)
+    h = jax.nn.elu(published_group_norm(block.norm_2, h))
+    return skip + 0.1 * published_conv(h, block.conv_2.weight, block.conv_2.bias)
+
+
+def published_encoder(encoder: ResNetEncoder, x: Array) -> Array:
+    x = published_conv(x, encoder.conv.weight, encoder.conv.bias)
+    for i, block in enumerate(encoder.blocks):
+        if i in encoder.pool_before:
+            zero = np.zeros((), x.dtype)
+            x = lax.reduce_window(x, zero, lax.add, (2, 2, 1), (2, 2, 1), "VALID") / 4
+        x = published_block(block, x)
+    return x
+
+
+def published_decoder(decoder: ResNetDecoder, x: Array) -> Array:
+    x = published_conv(x, decoder.conv.weight, decoder.conv.bias)
+    for i, block in enumerate(decoder.blocks):
+        if i in decoder.upsample_before:
+            x = jax.image.resize(x, (2 * x.shape[0], 2 * x.shape[1], x.shape[2]), "nearest")
+        x = published_block(block, x)
+    x = published_layer_norm(decoder.norm, x)
+    assert decoder.head.bias is not None
+    return jnp.tanh(x @ decoder.head.weight + decoder.head.bias[None, None])
+
+
+def published_kernels(ssm: ConvSSM) -> tuple[Array, Array, Array]:
+    """Decay, B and C, complex."""
+    half = ssm.planes // 2
+    re = jnp.minimum(ssm.lambda_re, -1e-4) if ssm.clip_eigenvalues else ssm.lambda_re
+    eigenvalues = lax.complex(re, ssm.lambda_im)
+    decay = jnp.exp(eigenvalues * jnp.exp(ssm.log_step))
+    b = lax.complex(ssm.b[..., :half], ssm.b[..., half:]) * ((decay - 1) / eigenvalues)[None, None, None]
+    return decay, b, lax.complex(ssm.c[..., :half, :], ssm.c[..., half:, :])
+
+
+def published_head(ssm: ConvSSM, y: Array) -> Array:
+    """The `resnet` output block for one frame."""
+    h = y
+    for norm, conv in zip(ssm.head.norms, ssm.head.convs, strict=True):
+        assert isinstance(norm, GroupNorm)
+        h = published_conv(jax.nn.gelu(published_group_norm(norm, h)), conv.weight, conv.bias)
+    return jax.nn.gelu(y + h)
+
+
+def published_layer(ssm: ConvSSM, us: Array) -> Array:
+    """`time batch height width channel`, from the zero state."""
+    decay, b, c = published_kernels(ssm)
+    frames = lambda fn: jax.vmap(jax.vmap(fn))
+    bu = frames(lambda u: published_conv(u.astype(jnp.complex64), b))(us)
+    decays = jnp.broadcast_to(decay, (len(us), len(decay)))
+
+    def combine(first, second):
+        (a_i, b_i), (a_j, b_j) = first, second
+        return a_j * a_i, a_j[:, None, None, None] * b_i + b_j
+
+    _, xs = lax.associative_scan(combine, (decays, bu))
+    ys = frames(lambda x: 2 * published_conv(x, c).real)(xs)
+    return frames(functools.partial(published_head, ssm))(ys)
+
+
+def published_inputs(model: ConvS5Pixels, frames: Array) -> Array:
+    """`batch time height width channel` -> what the layers take; no actions."""
+    core = model.core
+    features = jax.vmap(jax.vmap(functools.partial(published_encoder, core.encoder)))(frames)
+    embedded = jnp.broadcast_to(core.action_embedding.table[0], (*features.shape[:-1], 1))
+    conv = core.input_conv
+    joined = jnp.concatenate([features, embedded.astype(features.dtype)], -1)
+    return jax.vmap(jax.vmap(lambda x: published_conv(x, conv.weight, conv.bias)))(joined)
+
+
+def published_forward(model: ConvS5Pixels, video: Array) -> Array:
+    """Predictions of all frames after the first."""
+    us = jnp.swapaxes(published_inputs(model, video[:, :-1]), 0, 1)
+    for layer in model.core.sequence.layers:
+        assert layer.norm is not None
+        us = published_layer_norm(layer.norm, us + published_layer(layer.ssm, us))
+    decode = functools.partial(published_decoder, model.core.decoder)
+    return jax.vmap(jax.vmap(decode))(jnp.swapaxes(us, 0, 1))
+
+
+def published_step(model: ConvS5Pixels, frame: Array, states: list[Array]) -> tuple[Array, list[Array]]:
+    """One frame `batch height width channel` and complex states `batch height width state`."""
+    u = published_inputs(model, frame[:, None])[:, 0]
+    new = []
+    for layer, state in zip(model.core.sequence.layers, states, strict=True):
+        decay, b, c = published_kernels(layer.ssm)
+        drive = jax.vmap(lambda u, b=b: published_conv(u.astype(jnp.complex64), b))(u)
+        state = decay[None, None, None] * state + drive
+        new.append(state)
+        y = jax.vmap(lambda x, c=c: 2 * published_conv(x, c).real)(state)
+        assert layer.norm is not None
+        y = jax.vmap(functools.partial(published_head, layer.ssm))(y)
+        u = published_layer_norm(layer.norm, u + y)
+    return jax.vmap(functools.partial(published_decoder, model.core.decoder))(u), new
+
+
+def our_forward(model: ConvS5Pixels, video: Array) -> Array:
+    return jax.vmap(lambda clip: model(clip).prediction)(video)
+
+
+def train_step(
+    forward: Any, static: Any, optimizer: optax.GradientTransformation, precision: Precision = "float32"
+):
+    """`(parameters, optimiser state, video) -> (parameters, optimiser state, loss)`."""
+
+    def loss(parameters, video):
+        model = eqx.combine(cast_parameters(parameters, precision), static)
+        return pixel_loss(forward(model, video), video[:, 1:], squared=0.5).mean()
+
+    def step(parameters, opt_state, video):
+        value, grads = jax.value_and_grad(loss)(parameters, video)
+        updates, opt_state = optimizer.update(grads, opt_state, parameters)
+        return optax.apply_updates(parameters, updates), opt_state, value
+
+    return step
+
+
+def run(config: Any) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows of the suite: forward, training step, generated frame; ours and published."""
+    paper = config.scale == "paper"
+    options, batch, length = (PAPER, 8, 300) if paper else (TINY, 2, 64)
+    model = ConvS5Pixels(options, key=jax.random.key(0))
+    shape = (batch, length, options.height, options.width, options.channels)
+    video = jax.random.uniform(jax.random.key(1), shape, minval=-1.0, maxval=1.0)
+    parameters, static = eqx.partition(model, eqx.is_inexact_array)
+    check_agreement(model, video[:1, :8])
+
+    optimizer = optax.adamw(
+        optax.warmup_cosine_decay_schedule(0.0, 1e-3, 100, 1000), b2=0.95, weight_decay=1e-5
+    )
+    opt_state = optimizer.init(parameters)
+    forward = lambda fn: (lambda p, v: fn(eqx.combine(p, static), v), (parameters, video))
+    step = lambda fn, precision: (
+        train_step(fn, static, optimizer, precision),
+        (parameters, opt_state, video),
+    )
+    rows = compare("forward", forward(our_forward), forward(published_forward), config.repeats)
+    rows += compare(
+        "train step", step(our_forward, "float32"), step(published_forward, "float32"), config.repeats
+    )
+    if paper:
+        bfloat16 = step(our_forward, "bfloat16")
+        rows += compare("train step, bfloat16", bfloat16, step(published_forward, "float32"), config.repeats)
+    rows += compare("generated frame", *generated_frame(model, video[:, 0]), config.repeats)
+    sizes = {"batch": batch, "frames": length, "size": options.height, "d_model": options.d_model}
+    rows = [{**row, **sizes, "layers": options.layers} for row in rows]
+    return rows, ["what", "form", "median_s", "compile_s", "temp_bytes", "peak_bytes", "speedup"]
+
+
+def generated_frame(model: ConvS5Pixels, frame: Array) -> tuple[timing.Program, timing.Program]:
+    """One frame of a rollout with carried states.
+
+    Ours takes the discretised kernels, as the loop of `generate` does; the published code recomputes them.
+    """
+    parameters, static = eqx.partition(model, eqx.is_inexact_array)
+    prepared = jax.jit(lambda p: eqx.combine(p, static).core.sequence.prepare())(parameters)
+    states = jnp.broadcast_to(model.init_state(), (len(frame), *model.init_state().shape))
+    action = jnp.zeros((), int)
+
+    def ours(parameters, prepared, frame, states):
+        model = eqx.combine(parameters, static)
+        out = jax.vmap(lambda frame, state: model.step(frame, action, state, prepared=prepared))(frame, states)
+        return out.prediction, out.state
+
+    complex_states = [
+        jnp.zeros((*states.shape[:1], *states.shape[2:4], states.shape[-1] // 2), jnp.complex64)
+        for _ in model.core.sequence.layers
+    ]
+    published = lambda p, frame, states: published_step(eqx.combine(p, static), frame, states)
+    return (ours, (parameters, prepared, frame, states)), (published, (parameters, frame, complex_states))
+
+
+def compare(what: str, ours: timing.Program, published: timing.Program, repeats: int) -> list[dict[str, Any]]:
+    results = timing.measure({"slotzoo": ours, "published": published}, repeats)
+    ratio = {"slotzoo": timing.speedup(results, "slotzoo", over="published"), "published": 1.0}
+    return [
+        {"what": what, "form": name, **result.as_dict(), "speedup": ratio[name]}
+        for name, result in results.items()
+    ]
+
+
+def check_agreement(model: ConvS5Pixels, video: Array) -> None:
+    """Both forms compute the same function."""
+    ours, theirs = jax.jit(our_forward)(model, video), jax.jit(published_forward)(model, video)
+    np.testing.assert_allclose(ours, theirs, atol=1e-2 if jax.default_backend() == "gpu" else 2e-4)
