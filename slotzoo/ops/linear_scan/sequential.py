@@ -58,7 +58,7 @@ def backward(
     """As `reference.backward`."""
     length = x.shape[0]
     read, write = _access(planes, x0.dtype)
-    start = split(x0.astype(x.dtype).astype(x0.dtype), planes)
+    start = split(x0, planes)
     shared = a.ndim == 1 or a.shape[1] == 1
 
     def step(s, carry) -> Any:
