@@ -1,0 +1,94 @@
+"""Every command and every Python block of the README, run as it stands, at the smallest size."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.system.commands import DATA, MODEL, TOKENIZER
+from tests.weights.test_convert import ARGS, random_arrays, write_run
+
+
+ROOT = Path(__file__).parent.parent.parent
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+COMMANDS = [
+    line.split("#")[0].strip()
+    for kind, text in BLOCKS
+    if kind == "sh"
+    for line in text.splitlines()
+    if line.strip()
+]
+# What makes a command small, by what it starts; the order of the README is kept.
+SMALL = {
+    "experiments.train +exp=convs5_dmlab": MODEL[1:],
+    "experiments.train +exp=vqgan_dmlab": TOKENIZER[1:],
+    "experiments.evaluate": ("clips=2",),
+    "experiments.sample": (),
+    "experiments.report": (),
+    "experiments.prepare": DATA[:3],
+    "experiments.convert": (),
+    "experiments.benchmark": ("scale=tiny", "repeats=1", "output=results"),
+}
+
+
+def small(command: str) -> list[str]:
+    """The arguments of a command, those that make it small before its own, so that its own win."""
+    words = shlex.split(command)
+    assert words[:2] == ["python", "-m"], f"the README has a command that this test cannot run: {command}"
+    for start, extra in SMALL.items():
+        if " ".join(words[2:]).startswith(start):
+            own = {word.split("=")[0] for word in words}
+            added = [word for word in extra if word.split("=")[0] not in own]
+            return [sys.executable, "-m", words[2], *added, *words[3:]]
+    raise AssertionError(f"the README has a command that this test does not know: {command}")
+
+
+@pytest.mark.slow
+def test_commands_and_code(place):
+    data = place.folder / "data"
+    environment = place.environment()
+    shutil.copytree(place.shared / "runs", place.folder / "runs")
+    place.call("prepare", "data=dmlab", *DATA, f"out={data / 'dmlab'}", "format=teco")
+    write_run(data / "vqgan_checkpoint", ARGS, random_arrays())
+    run = [command for command in COMMANDS if not command.startswith("make ")]
+    assert len(run) >= 15
+    for command in run:
+        arguments = [word.replace("/data/", f"{data}/") for word in small(command)]
+        done = subprocess.run(arguments, cwd=place.folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    for kind, text in BLOCKS:
+        if kind == "python":
+            done = subprocess.run(
+                [sys.executable, "-c", text], cwd=place.folder, env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make(place):
+    shutil.copytree(place.shared / "runs", place.folder / "runs")
+    assert [c for c in COMMANDS if c.startswith("make ")] == ["make train", "make test"]
+    # The environment of this test instead of .venv, which -o takes as it is.
+    make = ["make", "-C", str(ROOT), "-o", ".venv/.ready", f"BIN={Path(sys.executable).parent}"]
+    overrides = [*MODEL[1:], f"runs_dir={place.folder / 'runs'}", f"data.cache={place.folder / 'cache'}"]
+    arguments = shlex.join(word for word in overrides if word != "data.cache=cache")
+    for target, extra in (("train", arguments), ("test", "-q tests/test_imports.py")):
+        done = subprocess.run(
+            [*make, target, f"ARGS={extra}"], env=place.environment(), capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{target}\n{done.stdout}\n{done.stderr}"
+    assert (place.run / "report.html").is_file()
+
+
+def test_table_of_exit_codes():
+    from experiments import cli
+    from slotzoo.train.signals import STOPPED_EXIT_CODE
+
+    codes = re.findall(r"^\| (\d+) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    named = [0, cli.EXIT_CONFIG, cli.EXIT_FAILED, cli.EXIT_NONFINITE, STOPPED_EXIT_CODE]
+    assert [int(code) for code in codes] == named
