@@ -28,6 +28,7 @@ from slotzoo.train.step import cast_parameters
 
 
 Array = jax.Array
+ROLLOUT = 32
 
 # The configuration that the seed's own timings were taken with.
 TINY = ConvS5PixelsConfig(
@@ -228,6 +229,7 @@ def run(config: Any) -> tuple[list[dict[str, Any]], list[str]]:
         bfloat16 = step(our_forward, "bfloat16")
         rows += compare("train step, bfloat16", bfloat16, step(published_forward, "float32"), config.repeats)
     rows += compare("generated frame", *generated_frame(model, video[:, 0]), config.repeats)
+    rows += compare(f"rollout of {ROLLOUT} frames", *rollout(model, video[:, 0]), config.repeats)
     sizes = {"batch": batch, "frames": length, "size": options.height, "d_model": options.d_model}
     rows = [{**row, **sizes, "layers": options.layers} for row in rows]
     return rows, ["what", "form", "median_s", "compile_s", "temp_bytes", "peak_bytes", "speedup"]
@@ -254,6 +256,43 @@ def generated_frame(model: ConvS5Pixels, frame: Array) -> tuple[timing.Program, 
     ]
     published = lambda p, frame, states: published_step(eqx.combine(p, static), frame, states)
     return (ours, (parameters, prepared, frame, states)), (published, (parameters, frame, complex_states))
+
+
+class HostLoop:
+    """A step compiled once and called from Python for every frame, as the published sampler does."""
+
+    def __init__(self, step: Any):
+        self.step: Any = jax.jit(step)
+
+    def lower(self, *args: Any) -> "HostLoop":
+        self.step = self.step.lower(*args)
+        return self
+
+    def compile(self) -> "HostLoop":
+        self.step = self.step.compile()
+        return self
+
+    def memory_analysis(self) -> Any:
+        return self.step.memory_analysis()
+
+    def __call__(self, parameters: Any, frame: Array, states: list[Array]) -> list[Array]:
+        frames = []
+        for _ in range(ROLLOUT):
+            frame, states = self.step(parameters, frame, states)
+            frames.append(frame)
+        return frames
+
+
+def rollout(model: ConvS5Pixels, frame: Array) -> tuple[timing.Program, timing.Program]:
+    """Ours is one program, `generate`; the published one a loop of steps."""
+    parameters, static = eqx.partition(model, eqx.is_inexact_array)
+
+    def ours(parameters, frame):
+        model = eqx.combine(parameters, static)
+        return jax.vmap(lambda frame: model.generate(frame[None], None, ROLLOUT + 1))(frame)
+
+    _, (published, arguments) = generated_frame(model, frame)
+    return (ours, (parameters, frame)), (HostLoop(published), arguments)
 
 
 def compare(what: str, ours: timing.Program, published: timing.Program, repeats: int) -> list[dict[str, Any]]:
