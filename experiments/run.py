@@ -17,8 +17,10 @@ from slotzoo.train.checkpoint import load_model
 from slotzoo.train.distributed import initialize
 from slotzoo.train.logging import RunLogger
 from slotzoo.train.loop import FitResult, fit
+from slotzoo.train.mesh import local_mesh
 from slotzoo.train.optimizer import learning_rate, make_optimizer
 from slotzoo.train.resume import check_resume
+from slotzoo.train.sharding import whole
 from slotzoo.train.signals import STOPPED_EXIT_CODE, Signals
 from slotzoo.viz.report import write_report
 from slotzoo.viz.tables import text_tables
@@ -130,7 +132,9 @@ def _fit(
         card={"settings": flat_settings(full), "run": folder.read_card()},
     )
     if result.status == "finished":
-        export(run, folder, stage)
+        # Gathered by all processes, written by one.
+        model = task.export(whole(result.state.averaged(), mesh, local_mesh(mesh)))
+        export(full, folder, model, result.step)
         if jax.process_index() == 0:
             logger.say(text_tables(folder.evaluation(result.step) / "table.json"))
             folder.update_card(finished={"step": result.step, "metrics": result.metrics})
@@ -192,19 +196,17 @@ def card(run: RunSettings, source: Source, stage: first_stage.Stage) -> dict[str
     }
 
 
-def export(run: RunSettings, folder: RunFolder, stage: first_stage.Stage) -> None:
-    """Write the weights of the newest checkpoint as a file of their own, with its card."""
+def export(run: RunSettings, folder: RunFolder, model: eqx.Module, step: int) -> None:
+    """Write the weights of a finished run as a file of their own, with its card."""
     if jax.process_index() == 0:
-        opened = open_run(folder, run, stage)
         save_weights(
             folder.path / first_stage.WEIGHTS,
-            opened.exported(),
+            model,
             name=run.model["name"],
-            config=build.config_of_model(opened.settings),
-            source=f"{run.name}, seed {run.seed}, step {opened.step}",
+            config=build.config_of_model(run),
+            source=f"{run.name}, seed {run.seed}, step {step}",
             notes=f"trained on {run.data.name}, scale {run.scale}",
         )
-    meet("the weights are written")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,22 +220,15 @@ class OpenedRun:
     frozen: Any
     step: int
 
-    def exported(self) -> eqx.Module:
-        """The model alone."""
-        return self.task.export(self.module)
 
-
-def open_run(
-    folder: RunFolder, run: RunSettings | None = None, stage: first_stage.Stage | None = None
-) -> OpenedRun:
+def open_run(folder: RunFolder, run: RunSettings | None = None) -> OpenedRun:
     """Load a run from its newest readable checkpoint, the averaged parameters where it kept them.
 
     **Raises** `ConfigError` where `folder` is no run, `CheckpointError` where it has no checkpoint that can be read.
     """
     run = folder.read_settings() if run is None else run
     build.plugins(run)
-    if stage is None:
-        stage = first_stage.read(run, folder)
+    stage = first_stage.read(run, folder)
     run = build.complete(run, stage.tokenizer, build.source(run.data, "test").spec)
     task = build.task(run)
     shapes = eqx.filter_eval_shape(build.module(run, task), jax.random.key(0))

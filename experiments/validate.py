@@ -112,7 +112,7 @@ def with_scale(config: DictConfig, overrides: Iterable[str], accelerator: bool) 
     config = typing.cast(DictConfig, config.copy())
     if config.scale == "auto":
         config.scale = "paper" if accelerator else "tiny"
-    if config.scale == "tiny":
+    if config.scale == "tiny" and not OmegaConf.is_missing(config, "task"):  # without an experiment: said later
         if not config.tiny:
             raise ConfigError("This experiment has no tiny scale; run it with scale=paper.")
         typed = [o for o in overrides if _is_value(o)]
