@@ -4,6 +4,10 @@ The baseline is the same function of the same parameters, written as the authors
 convolutions and states, `jax.lax.associative_scan` under plain differentiation, one example and frame at a time
 under `vmap`, and kernels that are discretised anew for every generated frame. Its agreement with ours is
 checked before anything is timed.
+
+What to expect on a CPU at the small size: of a generated frame nine tenths are real 3x3 convolutions of the encoder,
+the decoder and the output blocks, which both forms have in common, so that a frame costs both the same; training gains
+from what surrounds the convolutions as well.
 """
 
 import dataclasses

@@ -70,7 +70,8 @@ class ConvS5Config:
     hidden_value: float = -2.0
     # The share of predictions that are not computed in training; ignored with `causal_masking`, as in the seed.
     drop_loss: float = 0.0
-    # One layer in a loop compiles faster; `remat` recomputes the inside of blocks in the backward pass.
+    # One layer in a loop compiles faster (for accelerators: XLA's CPU compiler is forty times slower at the
+    # gradient of a convolution inside a loop); `remat` recomputes the inside of blocks in the backward pass.
     scan_layers: bool = True
     remat: bool = False
 

@@ -2,8 +2,8 @@
 
 Their last operation is a division, which XLA's CPU compiler takes for expensive and stores. What ends in a product or a
 choice it computes again wherever it is read, in particular element by element in the transposed order that the
-gradient of a convolution's kernel reads it in: with `jax.nn.elu` and `jax.nn.gelu` a training step of ConvS5 spends a
-third of its time there. Derivatives are those of `jax.nn`.
+gradient of a convolution's kernel reads it in: with `jax.nn.elu` and `jax.nn.gelu` a training step of ConvS5
+takes a third longer (1.03 s in place of 0.78 s). Derivatives are those of `jax.nn`.
 """
 
 from collections.abc import Callable
