@@ -55,21 +55,25 @@ def prepare(run: RunSettings, folder: RunFolder, train: Callable[[RunSettings], 
     """
     if not build.wants_tokens(run):
         return Stage()
-    own = folder.path / TOKENIZER
-    if own.is_file():
+    own, named = folder.path / TOKENIZER, _named(run)
+    found, started = own.is_file(), folder.has_checkpoint()
+    meet("the tokenizer is looked for")  # before process 0 writes it
+    if found and (started or named is None):
         stage = Stage(*_load(own))
-        named = _named(run)
-        if named is not None and digest(_load(named)[0]) != digest(stage.tokenizer):
+        if named is not None and named.is_file() and digest(_load(named)[0]) != digest(stage.tokenizer):
             raise ConfigError(
                 f"This run was started with another tokenizer (a copy is {own}) than the one given now ({named}); "
                 "leave tokenizer.run and tokenizer.weights out, or give another name or seed for a new run."
             )
         return stage
-    path = _named(run)
+    if named is not None and run.tokenizer.run is not None and not named.is_file():
+        raise ConfigError(
+            f"tokenizer.run={run.tokenizer.run}: holds no {WEIGHTS}, so that run is not finished (or is no run); "
+            "finish it with the command that started it."
+        )
+    path = named or _trained(run, train)
     if path is None:
-        path = _trained(run, train)
-        if path is None:
-            return None
+        return None
     stage = Stage(*_load(path))
     if jax.process_index() == 0 and stage.card is not None:
         c = stage.card
@@ -108,18 +112,10 @@ def encoded(run: RunSettings, source: Source, stage: Stage, folder: RunFolder) -
 
 
 def _named(run: RunSettings) -> Path | None:
-    """The weights file that the settings name."""
+    """The weights file that the settings name, whether or not it is there."""
     if run.tokenizer.weights is not None:
         return Path(run.tokenizer.weights).expanduser()
-    if run.tokenizer.run is not None:
-        path = Path(run.tokenizer.run).expanduser() / WEIGHTS
-        if not path.is_file():
-            raise ConfigError(
-                f"tokenizer.run={run.tokenizer.run}: holds no {WEIGHTS}, so that run is not finished (or is no run); "
-                "finish it with the command that started it."
-            )
-        return path
-    return None
+    return None if run.tokenizer.run is None else Path(run.tokenizer.run).expanduser() / WEIGHTS
 
 
 def _trained(run: RunSettings, train: Callable[[RunSettings], bool]) -> Path | None:

@@ -85,14 +85,17 @@ def train_run(run: RunSettings, signals: Signals) -> bool:
 
 
 def check_settings(run: RunSettings, folder: RunFolder) -> list[str]:
-    """Refuse to go on with a run under other settings; return the harmless ones that changed."""
-    if not folder.config.is_file():
-        if folder.has_checkpoint():
-            raise ConfigError(
-                f"{folder.path} holds checkpoints but no config.yaml, so it cannot be told whether they belong to "
-                "this run; move the folder away, or give another name or seed."
-            )
+    """Refuse to go on with a run under other settings; return the harmless ones that changed.
+
+    Before the first checkpoint nothing is lost, and a mistake that was just mended must not be held against anyone.
+    """
+    if not folder.has_checkpoint():
         return []
+    if not folder.config.is_file():
+        raise ConfigError(
+            f"{folder.path} holds checkpoints but no config.yaml, so it is unknown whether they belong to this run; "
+            "move the folder away, or give another name or seed."
+        )
     changed = check_resume(flat_settings(folder.read_settings()), flat_settings(run), MAY_CHANGE)
     meet("the settings are compared")  # before process 0 writes them anew
     return changed
@@ -145,7 +148,7 @@ def _fit(
 
 def check_data(folder: RunFolder, source: Source) -> None:
     """Refuse to go on with a run on other clips than it was started with."""
-    before = folder.read_card().get("data")
+    before = folder.read_card().get("data") if folder.has_checkpoint() else None
     meet("the data is compared")  # before process 0 writes the card anew
     now = {"provenance": source.provenance, "fingerprint": source.fingerprint}
     if before is not None and {key: before.get(key) for key in now} != now:

@@ -169,7 +169,7 @@ class BatchIterator(grain.DatasetIterator):
         batch, skipped = next(self._inner)
         if fresh:
             size = sum(x.nbytes for x in batch.values()) / 2**20
-            log.info("a batch has %.1f MiB, up to %d are read ahead", size, self._dataset.ahead)
+            log.debug("a batch has %.1f MiB, up to %d are read ahead", size, self._dataset.ahead)
         self._next += 1
         for index, message in skipped.items():
             if index not in self.skipped:

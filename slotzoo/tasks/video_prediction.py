@@ -169,11 +169,12 @@ class VideoPredictionTask:
             for name, value in _one_step(model, frozen, arrays, jnp.asarray(valid)).items():
                 sums[name] = np.asarray(sums.get(name, 0) + np.asarray(value, np.float64))
             truth = self.truth(frozen, arrays)
+            ceiling = _ceiling(frozen, arrays)
             for rollout, protocol in protocols.items():
                 if should_stop():
                     break
                 made = self.rollout(model, frozen, arrays, rollout, key=stream(key, rollout.name, number))
-                protocol.add(truth, made, valid=valid)
+                protocol.add(truth, {"model": made} | ceiling, valid=valid)
                 wanted = c.pictures - drawn[rollout]
                 for clip in np.flatnonzero(valid)[:wanted]:
                     draw_clip(folder, rollout, drawn[rollout], truth[clip], made[clip, 0])
@@ -269,7 +270,7 @@ def to_bytes(frame: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
 
 def _clips(frozen: FirstStage, batch: Mapping[str, Any]) -> Array:
     """What the model takes: codes, or pixels in [-1, 1]."""
-    return to_float(batch["video"]) if frozen.tokenizer is None else frozen.tokens(batch)
+    return to_float(jnp.asarray(batch["video"])) if frozen.tokenizer is None else frozen.tokens(batch)
 
 
 def _actions(batch: Mapping[str, Any], clips: int, length: int) -> Int[Array, "clip time"]:
@@ -312,6 +313,13 @@ def _frame_map(fn: Callable[[Array], Array], video: Array) -> Array:
 @eqx.filter_jit
 def _encoded(frozen: FirstStage, batch: dict[str, Any]) -> Array:
     return _clips(frozen, {name: jnp.asarray(value) for name, value in batch.items()})
+
+
+def _ceiling(frozen: FirstStage, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The true frames through the tokenizer: no prediction of its tokens can look better."""
+    if frozen.tokenizer is None or "video" not in batch:
+        return {}
+    return {"true frames as tokens": np.asarray(_pictures(frozen, _encoded(frozen, dict(batch))))}
 
 
 @eqx.filter_jit

@@ -90,7 +90,7 @@ def test_not_finite(place):
     line = sentence(
         place.train("optim.learning_rate=1e30", "optim.warmup_steps=0", "train.save_every=1", code=4)
     )
-    assert "not finite at step" in line and "learning rate 1e+30" in line and "gradient norm" in line
+    assert "not finite at step" in line and "learning rate" in line and "gradient norm" in line
     assert "The checkpoint of step" in line
 
 
