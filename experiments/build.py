@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,12 @@ from slotzoo.train.mesh import check_batch_size, make_mesh
 from slotzoo.train.optimizer import OptimizerConfig
 
 
-def plugins(run: RunSettings) -> None:
+def plugins(names: Sequence[str]) -> None:
     """Import the modules that the user named, so that they register their models.
 
-    Only the command line and the experiment name them: a configuration that came with weights cannot.
+    Only a command line or an experiment names them: what a saved configuration names is never imported.
     """
-    for name in run.plugins:
+    for name in names:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:

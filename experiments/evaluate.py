@@ -25,6 +25,7 @@ def evaluate(config: DictConfig) -> int:
     from slotzoo.viz.tables import text_tables
 
     asked = validate.settings(config, EvaluateSettings)
+    build.plugins(asked.plugins)
     folder = RunFolder(Path(asked.run).expanduser())
     settings = folder.read_settings()
     if asked.root is not None:

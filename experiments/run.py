@@ -53,10 +53,9 @@ def resolve(config: DictConfig, overrides: Sequence[str]) -> RunSettings:
 def train_run(run: RunSettings, signals: Signals) -> bool:
     """Train one run in its folder, its first stage before it if that is missing; return whether it was finished."""
     folder = RunFolder.of(run)
-    build.plugins(run)
-    build.config_of_model(
-        run
-    )  # mistakes of the model's and the task's options are said before anything is made
+    build.plugins(run.plugins)
+    # Mistakes in the options of the model and the task are said before anything is made.
+    build.config_of_model(run)
     build.check_weights(build.task(run))
     with Lock(folder):
         changed = check_settings(run, folder)
@@ -230,7 +229,6 @@ def open_run(folder: RunFolder, run: RunSettings | None = None) -> OpenedRun:
     **Raises** `ConfigError` where `folder` is no run, `CheckpointError` where it has no checkpoint that can be read.
     """
     run = folder.read_settings() if run is None else run
-    build.plugins(run)
     stage = first_stage.read(run, folder)
     run = build.complete(run, stage.tokenizer, build.source(run.data, "test").spec)
     task = build.task(run)

@@ -28,6 +28,7 @@ def sample(config: DictConfig) -> int:
     from slotzoo.train.signals import STOPPED_EXIT_CODE, Signals
 
     asked = validate.settings(config, SampleSettings)
+    build.plugins(asked.plugins)
     folder = RunFolder(Path(asked.run).expanduser())
     settings = folder.read_settings()
     if asked.root is not None:

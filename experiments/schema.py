@@ -154,6 +154,7 @@ class EvaluateSettings:
     lpips: bool | None = None
     fvd: bool | None = None
     seed: int = 0
+    plugins: list[str] = dataclasses.field(default_factory=list)  # modules imported first, to register models
 
 
 @dataclasses.dataclass(slots=True)
@@ -171,6 +172,7 @@ class SampleSettings:
     samples: int = 1
     temperature: float = 1.0
     seed: int = 0
+    plugins: list[str] = dataclasses.field(default_factory=list)  # modules imported first, to register models
 
 
 @dataclasses.dataclass(slots=True)
