@@ -5,9 +5,17 @@ convolutions and states, `jax.lax.associative_scan` under plain differentiation,
 under `vmap`, and kernels that are discretised anew for every generated frame. Its agreement with ours is
 checked before anything is timed.
 
-What to expect on a CPU at the small size: of a generated frame nine tenths are real 3x3 convolutions of the encoder,
-the decoder and the output blocks, which both forms have in common, so that a frame costs both the same; training gains
-from what surrounds the convolutions as well.
+What to expect on a CPU at the small size: of 2.1 ms for a generated frame, 1.5 ms are seventeen 3x3
+convolutions between 32 channels and the first one (0.19 ms at 32x32, 0.05 ms at 16x16: 190 of the 220 GFLOP/s
+that a large matrix product reaches). All but the four of the state-space layers are common to both forms, so
+that real kernels alone win little. Ours joins two of the four large ones with the resampling beside them (4
+products in place of 9) and has a cheaper ELU: 1.3 times as fast. Twice is out of reach: the convolutions that
+are left take 1.25 ms. Measured and slower than XLA's convolution, at 32x32 and 16x16 (0.19, 0.05 ms):
+Winograd F(2x2) 0.25, 0.10 and F(4x4) 0.35, 0.18 (the transforms alone 0.13 and more), patches and one product
+0.39, 0.10, nine shifted products 0.43, 0.16, channels first 0.26, 0.06.
+
+The last rows: passes over a whole clip at once, and frame by frame in a loop, which the differentiated pass
+cannot use (its gradient takes fifteen times as long on a CPU).
 """
 
 import dataclasses
@@ -234,6 +242,12 @@ def run(config: Any) -> tuple[list[dict[str, Any]], list[str]]:
         rows += compare("train step, bfloat16", bfloat16, step(published_forward, "float32"), config.repeats)
     rows += compare("generated frame", *generated_frame(model, video[:, 0]), config.repeats)
     rows += compare(f"rollout of {ROLLOUT} frames", *rollout(model, video[:, 0]), config.repeats)
+    for frames in () if paper else (64, 256):
+        rows += compare_forms(f"context of {frames} frames", observed(model, batch, frames), config.repeats)
+    for frames in () if paper else (64, 256, 512):
+        rows += compare_forms(f"layer over {frames} frames", layer(batch, frames), config.repeats)
+    if not paper:
+        rows += compare_forms("layer over 64 frames, gradient", layer(batch, 64, gradient=True), 3)
     sizes = {"batch": batch, "frames": length, "size": options.height, "d_model": options.d_model}
     rows = [{**row, **sizes, "layers": options.layers} for row in rows]
     return rows, ["what", "form", "median_s", "compile_s", "temp_bytes", "peak_bytes", "speedup"]
@@ -242,10 +256,10 @@ def run(config: Any) -> tuple[list[dict[str, Any]], list[str]]:
 def generated_frame(model: ConvS5Pixels, frame: Array) -> tuple[timing.Program, timing.Program]:
     """One frame of a rollout with carried states.
 
-    Ours takes the discretised kernels, as the loop of `generate` does; the published code recomputes them.
+    Ours takes the prepared kernels, as the loop of `generate` does; the published code recomputes them.
     """
     parameters, static = eqx.partition(model, eqx.is_inexact_array)
-    prepared = jax.jit(lambda p: eqx.combine(p, static).core.sequence.prepare())(parameters)
+    prepared = jax.jit(lambda p: eqx.combine(p, static).core.prepare())(parameters)
     states = jnp.broadcast_to(model.init_state(), (len(frame), *model.init_state().shape))
     action = jnp.zeros((), int)
 
@@ -299,11 +313,60 @@ def rollout(model: ConvS5Pixels, frame: Array) -> tuple[timing.Program, timing.P
     return (ours, (parameters, frame)), (HostLoop(published), arguments)
 
 
+def observed(model: ConvS5Pixels, batch: int, length: int) -> dict[str, timing.Program]:
+    """The state after a context, for a rollout."""
+    parameters, static = eqx.partition(model.core, eqx.is_inexact_array)
+    size = (model.config.height, model.config.width, model.config.channels)
+    video = jax.random.uniform(jax.random.key(2), (batch, length, *size))
+
+    def form(implementation: Any) -> timing.Program:
+        def run(parameters, video):
+            core = eqx.combine(parameters, static)
+            rest = (jnp.zeros(length, int), core.init_state(), core.prepare())
+            return jax.vmap(lambda clip: core.observe(clip, *rest, implementation=implementation))(video)
+
+        return run, (parameters, video)
+
+    return {"per frame": form("per_frame"), "parallel": form("parallel")}
+
+
+def layer(batch: int, length: int, *, gradient: bool = False) -> dict[str, timing.Program]:
+    """A layer without its output block, on 16x16 maps: over all frames, or in a loop that keeps no states."""
+    ssm = ConvSSM(32, 32, head="none", clip_eigenvalues=True, key=jax.random.key(3))
+    parameters, static = eqx.partition(ssm, eqx.is_inexact_array)
+    us = jax.random.normal(jax.random.key(4), (batch, length, 16, 16, 32))
+
+    def parallel(parameters, us):
+        return jax.vmap(lambda u: eqx.combine(parameters, static)(u)[0])(us)
+
+    def per_frame(parameters, us):
+        ssm = eqx.combine(parameters, static)
+        kernels = ssm.discretise()
+        step = lambda state, u: ssm.step(u, state, discretised=kernels)[::-1]
+        return jax.vmap(lambda u: lax.scan(step, ssm.init_state(16, 16), u)[1])(us)
+
+    def form(fn: Any) -> timing.Program:
+        loss = lambda parameters, us: jnp.square(fn(parameters, us)).sum()
+        return (jax.grad(loss, argnums=(0, 1)) if gradient else fn), (parameters, us)
+
+    return {"per frame": form(per_frame), "parallel": form(parallel)}
+
+
 def compare(what: str, ours: timing.Program, published: timing.Program, repeats: int) -> list[dict[str, Any]]:
-    results = timing.measure({"slotzoo": ours, "published": published}, repeats)
-    ratio = {"slotzoo": timing.speedup(results, "slotzoo", over="published"), "published": 1.0}
+    return compare_forms(what, {"slotzoo": ours, "published": published}, repeats)
+
+
+def compare_forms(what: str, forms: dict[str, timing.Program], repeats: int) -> list[dict[str, Any]]:
+    """One row per form; `speedup` is over the last one."""
+    results = timing.measure(forms, repeats)
+    base = list(forms)[-1]
     return [
-        {"what": what, "form": name, **result.as_dict(), "speedup": ratio[name]}
+        {
+            "what": what,
+            "form": name,
+            **result.as_dict(),
+            "speedup": timing.speedup(results, name, over=base),
+        }
         for name, result in results.items()
     ]
 

@@ -14,9 +14,16 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from slotzoo.errors import ShapeError
 from slotzoo.models.checks import explained
-from slotzoo.models.convs5_core import ConvS5Config, ConvS5Core, ConvS5Output, Draws, StepOutput, known_actions
+from slotzoo.models.convs5_core import (
+    ConvS5Config,
+    ConvS5Core,
+    ConvS5Output,
+    Draws,
+    Prepared,
+    StepOutput,
+    known_actions,
+)
 from slotzoo.models.registry import ModelCard, register
-from slotzoo.nn.conv_ssm_stack import PreparedStack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,11 +91,11 @@ class ConvS5Tokens(eqx.Module):
         state: Float[Array, "layer latent_height latent_width planes"],
         *,
         hide: Bool[Array, ""] | bool = False,
-        prepared: PreparedStack | None = None,
+        prepared: Prepared | None = None,
     ) -> StepOutput:
         """Logits of the frame that `action` leads to from the frame `token`, which `hide` keeps from the model.
 
-        `prepared` (`model.core.sequence.prepare()`) saves a loop over steps from discretising anew each time.
+        `prepared` (`model.core.prepare()`) saves a loop over steps what depends on the parameters alone.
         """
         return self.core.step(codebook[token], action, state, jnp.asarray(hide), prepared)
 
@@ -115,8 +122,8 @@ class ConvS5Tokens(eqx.Module):
         first, steps = _rollout(context, actions, length)
         open_loop = actions is not None and self.config.causal_masking if open_loop is None else open_loop
         actions = known_actions(actions, length)
-        state = self.core.observe(codebook[context[:-1]], actions[1:first], self.init_state())
-        prepared = self.core.sequence.prepare()
+        prepared = self.core.prepare()
+        state = self.core.observe(codebook[context[:-1]], actions[1:first], self.init_state(), prepared)
 
         def body(carry, inputs):
             token, state = carry
@@ -173,7 +180,7 @@ class ConvS5Pixels(eqx.Module):
         state: Float[Array, "layer latent_height latent_width planes"],
         *,
         hide: Bool[Array, ""] | bool = False,
-        prepared: PreparedStack | None = None,
+        prepared: Prepared | None = None,
     ) -> StepOutput:
         """The frame that `action` leads to from `frame`; arguments as in `ConvS5Tokens.step`."""
         out = self.core.step(frame, action, state, jnp.asarray(hide), prepared)
@@ -192,8 +199,8 @@ class ConvS5Pixels(eqx.Module):
         first, steps = _rollout(context, actions, length)
         open_loop = actions is not None and self.config.causal_masking if open_loop is None else open_loop
         actions = known_actions(actions, length)
-        state = self.core.observe(context[:-1], actions[1:first], self.init_state())
-        prepared = self.core.sequence.prepare()
+        prepared = self.core.prepare()
+        state = self.core.observe(context[:-1], actions[1:first], self.init_state(), prepared)
 
         def body(carry, inputs):
             frame, state = carry

@@ -18,9 +18,12 @@ Activation = Literal["relu", "gelu", "swish", "elu"]
 
 
 def _elu(x: Array) -> Array:
-    """`x` above zero, `expm1(x)` below: multiplied by `1 + |x|`, then divided by it."""
+    """`x` above zero, `exp(x) - 1` below: multiplied by `1 + |x|`, then divided by it.
+
+    The difference is off by one rounding of 1; `expm1` is not, and takes twice the time of the rest.
+    """
     divisor = 1 + jnp.abs(x)
-    return jnp.where(x > 0, x * divisor, jnp.expm1(jnp.minimum(x, 0)) * divisor) / divisor
+    return jnp.where(x > 0, x, jnp.exp(jnp.minimum(x, 0)) - 1) * divisor / divisor
 
 
 def _gelu(x: Array) -> Array:

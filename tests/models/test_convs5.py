@@ -52,7 +52,7 @@ def test_parallel_equals_steps(clip, key, scan_layers):
 
     @eqx.filter_jit
     def steps(model):
-        prepared = model.core.sequence.prepare()
+        prepared = model.core.prepare()
 
         def body(state, inputs):
             out = model.step(*inputs, codebook, state, prepared=prepared)
@@ -69,6 +69,22 @@ def test_parallel_equals_steps(clip, key, scan_layers):
     second = model(tokens[2:], actions[2:], codebook, first.state)
     joined = jnp.concatenate([first.prediction, second.prediction])
     assert_close(joined, out.prediction, rtol=1e-5, what="two pieces")
+
+
+@pytest.mark.parametrize("implementation", ["auto", "parallel", "per_frame"])
+def test_observing_is_the_state_of_a_call(clip, key, implementation, monkeypatch):
+    # So that "auto" takes this clip for a long one.
+    monkeypatch.setattr("slotzoo.models.convs5_core.LONG_CLIP", 1)
+    tokens, actions, codebook = clip
+    model = tokens_model(key)
+
+    @jax.jit
+    def observe(frames, actions):
+        core = model.core
+        return core.observe(frames, actions, core.init_state(), core.prepare(), implementation=implementation)
+
+    state = observe(codebook[tokens[:-1]], actions[1:])
+    assert_close(state, model(tokens, actions, codebook).state, rtol=1e-5, what="state")
 
 
 def test_generate_follows_the_likeliest(clip, key):

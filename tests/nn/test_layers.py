@@ -107,6 +107,21 @@ def test_encoder_and_decoder_sizes(depths, blocks, key):
     assert isinstance(encoder.blocks[-1].skip, Conv) == (depths[-1] != depths[0] and blocks == 1)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_encoder_and_decoder_steps_equal_calls(dtype, key):
+    encoder_key, decoder_key, key = jax.random.split(key, 3)
+    depths, x = (4, 8, 8), jax.random.normal(key, (2, 8, 12, 3)).astype(dtype)
+    encoder = ResNetEncoder(3, depths, 2, groups=2, key=encoder_key)
+    decoder = ResNetDecoder(8, depths, 2, 5, groups=2, key=decoder_key)
+    for network in (encoder, decoder):
+        # Biases of zero would hide where they are added.
+        network = jax.tree.map(lambda v: (v + 0.1).astype(dtype), network)
+        step, call = network.step(x, network.prepare()), network(x)
+        assert step.shape == call.shape and step.dtype == call.dtype
+        assert_close(step, call, rtol=1e-5 if dtype == jnp.float32 else 3e-2, what=type(network).__name__)
+        x = call
+
+
 def test_linear_without_bias(key):
     linear = Linear(3, 2, bias=False, key=key)
     assert_close(linear(jnp.ones((4, 3))), jnp.ones((4, 3)) @ linear.weight, rtol=1e-6)
