@@ -22,6 +22,7 @@ from slotzoo.nn.conv_ssm_head import Head
 from slotzoo.nn.conv_ssm_stack import ConvSSMLayer, ConvSSMStack, PreparedStack, StackOutput
 from slotzoo.nn.linear import Embedding
 from slotzoo.nn.resnet import ResamplingKernels, ResNetDecoder, ResNetEncoder
+from slotzoo.ops.device import compiling_for_gpu
 
 
 UNKNOWN_ACTION = -1
@@ -291,30 +292,20 @@ class ConvS5Core(eqx.Module):
         "parallel" computes as a call does, "per_frame" in a loop, in which a frame's maps stay in a CPU's cache:
         "auto" takes it there for long clips. Gradients of kernels are slow in a loop on a CPU: take none of this.
         """
-        visible = jnp.zeros((), bool)
-
-        def parallel(frames, actions, state, prepared):
-            hide = jnp.broadcast_to(visible, len(frames))
-            return self.sequence(self.inputs(frames, actions, hide), state).state
-
-        def per_frame(frames, actions, state, prepared):
-            def body(state, now):
-                frame, action = now
-                return self._advance(frame, action, state, visible, prepared).state, None
-
-            return lax.scan(body, state, (frames, actions))[0]
-
         if not len(frames):
             return state
-        inputs = (frames, actions, state, prepared)
-        numbers = len(frames) * self.config.height * self.config.width * self.config.encoder_depths[0]
-        match implementation:
-            case "per_frame":
-                return per_frame(*inputs)
-            case "auto" if numbers >= LONG_CLIP:
-                return lax.platform_dependent(*inputs, cpu=per_frame, default=parallel)
-            case _:
-                return parallel(*inputs)
+        if implementation == "auto":
+            numbers = len(frames) * self.config.height * self.config.width * self.config.encoder_depths[0]
+            long = numbers >= LONG_CLIP and not compiling_for_gpu()
+            implementation = "per_frame" if long else "parallel"
+        if implementation == "parallel":
+            return self.sequence(self.inputs(frames, actions, jnp.zeros(len(frames), bool)), state).state
+
+        def body(state, now):
+            frame, action = now
+            return self._advance(frame, action, state, jnp.zeros((), bool), prepared).state, None
+
+        return lax.scan(body, state, (frames, actions))[0]
 
     def draw(self, length: int, *, key: PRNGKeyArray) -> Draws:
         """Draw whether the actions of a clip of `length` frames are dropped, and what to predict."""
@@ -329,12 +320,8 @@ class ConvS5Core(eqx.Module):
 
 
 def _frame_through(network: ResNetEncoder | ResNetDecoder, x: Array, kernels: ResamplingKernels) -> Array:
-    return lax.platform_dependent(
-        x,
-        kernels,
-        cpu=lambda x, kernels: network.step(x, kernels),
-        default=lambda x, kernels: network(x),
-    )
+    # Not by `platform_dependent`: tracing both forms would take as long as a third of the compilation.
+    return network(x) if compiling_for_gpu() else network.step(x, kernels)
 
 
 def _layer(config: ConvS5Config, key: PRNGKeyArray) -> ConvSSMLayer:
