@@ -320,7 +320,7 @@ class ConvS5Core(eqx.Module):
 
 
 def _frame_through(network: ResNetEncoder | ResNetDecoder, x: Array, kernels: ResamplingKernels) -> Array:
-    # Not by `platform_dependent`: tracing both forms would take as long as a third of the compilation.
+    # Not by `platform_dependent`, which traces both forms: a tenth of a second before every small rollout.
     return network(x) if compiling_for_gpu() else network.step(x, kernels)
 
 

@@ -184,8 +184,10 @@ class ResNetDecoder(eqx.Module):
 
 
 def _kernels(combined: Callable[[Array], Array], convs: list[Conv], resampled: list[bool]) -> ResamplingKernels:
-    kernels = [combined(conv.weight.astype(jnp.float32)).astype(conv.weight.dtype) for conv in convs]
-    return tuple(kernel if yes else None for kernel, yes in zip(kernels, resampled, strict=True))
+    return tuple(
+        combined(conv.weight.astype(jnp.float32)).astype(conv.weight.dtype) if yes else None
+        for conv, yes in zip(convs, resampled, strict=True)
+    )
 
 
 def _apply(block: ResNetBlock, x: Array, remat: bool) -> Array:
