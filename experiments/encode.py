@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slotzoo.data import FieldSpec, Record, Source
-from slotzoo.data.preparation import Progress, prepare
+from slotzoo.data.preparation import prepare
 from slotzoo.data.spec import Provenance
 from slotzoo.errors import ConfigError
 from slotzoo.models.vqgan import VQGAN
@@ -63,13 +63,20 @@ class EncodedClips:
 
 
 def encode_once(
-    source: Source, tokenizer: VQGAN, folder: Path, split: str, *, progress: Progress | None = None
+    source: Source,
+    tokenizer: VQGAN,
+    folder: Path,
+    split: str,
+    *,
+    on_error: Literal["raise", "skip"] = "raise",
+    max_skips: int = 100,
 ) -> None:
     """Write `<folder>/<split>`: what `data.name=<name>_encoded data.root=<folder>` reads. Resumable, verified.
 
     One thread feeds the tokenizer: the device is the bottleneck, not the reading.
     """
-    prepare(EncodedClips(source, tokenizer), folder / split, workers=1, progress=progress)
+    clips = EncodedClips(source, tokenizer)
+    prepare(clips, folder / split, workers=1, on_error=on_error, max_skips=max_skips)
 
 
 def digest(tree: Any) -> str:

@@ -106,7 +106,15 @@ def encoded(run: RunSettings, source: Source, stage: Stage, folder: RunFolder) -
         return source
     where = folder.path / "tokens"
     if jax.process_index() == 0:
-        encode_once(source, stage.tokenizer, where, "train")
+        data = run.data
+        encode_once(
+            source,
+            stage.tokenizer,
+            where,
+            "train",
+            on_error=data.on_error,  # type: ignore[arg-type]
+            max_skips=data.max_skips,
+        )
     meet("the clips are encoded")
     return open_source(f"{source.name}_encoded", "train", root=where)
 

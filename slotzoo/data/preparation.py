@@ -117,8 +117,13 @@ class _Reading:
                     yield future.result()
                 except DataError as error:
                     self.skips += 1
-                    if self.on_error == "raise" or self.skips > self.max_skips:
+                    if self.on_error == "raise":
                         raise
+                    if self.skips > self.max_skips:
+                        raise DataError(
+                            f"{self.skips} corrupted records, more than max_skips={self.max_skips} allows; the last "
+                            f"one: {error}"
+                        ) from error
                     log.warning("skipped clip %d: %s", index, error)
                     skipped.append(index)
         finally:

@@ -51,6 +51,14 @@ MODEL = (
 )
 
 
+# Becomes the command given after a limit in bytes, to which the system then keeps every file: as on a full disk.
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
 @dataclasses.dataclass(frozen=True)
 class Place:
     """A folder to run commands in, with what all of them share."""
@@ -78,25 +86,27 @@ class Place:
             "COLUMNS": "200",
         }
 
-    def start(self, command: str, *arguments: str, devices: int = 1, **options) -> subprocess.Popen:
-        """Start `python -m experiments.<command> <arguments>` here."""
+    def start(
+        self, command: str, *arguments: str, devices: int = 1, file_limit: int | None = None
+    ) -> subprocess.Popen:
+        """Start `python -m experiments.<command> <arguments>` here; no file may grow beyond `file_limit` bytes."""
+        limited = () if file_limit is None else ("-c", LIMITED, str(file_limit), sys.executable)
         return subprocess.Popen(
-            [sys.executable, "-m", f"experiments.{command}", *arguments],
+            [sys.executable, *limited, "-m", f"experiments.{command}", *arguments],
             cwd=self.folder,
             env=self.environment(devices),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            **options,
         )
 
-    def call(self, command: str, *arguments: str, code: int = 0, devices: int = 1, **options) -> str:
+    def call(self, command: str, *arguments: str, code: int = 0, **options) -> str:
         """Run a command to its end; its output. Fails unless it exits with `code`."""
-        return finish(self.start(command, *arguments, devices=devices, **options), code)
+        return finish(self.start(command, *arguments, **options), code)
 
-    def train(self, *overrides: str, code: int = 0, devices: int = 1, **options) -> str:
+    def train(self, *overrides: str, code: int = 0, **options) -> str:
         """`experiments.train` of the small model."""
-        return self.call("train", *MODEL, self.tokenizer, *overrides, code=code, devices=devices, **options)
+        return self.call("train", *MODEL, self.tokenizer, *overrides, code=code, **options)
 
 
 def finish(process: subprocess.Popen, code: int = 0, timeout: int = 600) -> str:

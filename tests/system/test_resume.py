@@ -1,6 +1,5 @@
 """However a run is stopped, the same command goes on, and ends where an uninterrupted run ends, bit for bit."""
 
-import resource
 import signal
 
 import pytest
@@ -72,9 +71,7 @@ def test_no_readable_checkpoint_is_no_new_start(place):
 
 def test_disk_full(place, straight):
     place.train("train.steps=2")
-    # The system refuses to let a file grow beyond this: what a full disk does, for one process.
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-    output = place.train("train.evaluate_every=6", "eval.pictures=0", code=3, preexec_fn=limit)
+    output = place.train("train.evaluate_every=6", "eval.pictures=0", code=3, file_limit=20_000)
     assert "could not be written" in output and "The last good checkpoint is step 2" in output
     place.train()
     assert_equal_runs(place.run, straight)
