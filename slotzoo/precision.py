@@ -44,10 +44,5 @@ def policy(precision: Precision) -> Policy:
     return Policy({"float32": jnp.float32, "bfloat16": jnp.bfloat16}[precision])
 
 
-def to_float32(tree: T) -> T:
-    """Cast every floating-point array of `tree` to float32."""
-    return Policy(jnp.float32).cast(tree)
-
-
 def _is_float(x: object) -> bool:
     return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating)

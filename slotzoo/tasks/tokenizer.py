@@ -24,6 +24,7 @@ from slotzoo.metrics.video import SSIM_WINDOW, ssim
 from slotzoo.models.vqgan import VQGAN, Discriminator, VQGANOutput
 from slotzoo.nn.quantize import histogram, perplexity, usage
 from slotzoo.ops import batch_map
+from slotzoo.tasks.pixels import to_float
 from slotzoo.viz import labelled_rows, write_png
 
 
@@ -112,7 +113,7 @@ class TokenizerTask:
         """The generator's loss plus the discriminator's, and every term by name."""
         del key  # nothing here is random
         c = self.config
-        images = to_images(flat_frames(batch["video"]))
+        images = to_float(flat_frames(batch["video"]))
         dtype = model.generator.encoder.conv_in.weight.dtype
         out: VQGANOutput = batch_map(model.generator)(images.astype(dtype))
         made = out.reconstruction.astype(jnp.float32)
@@ -240,11 +241,6 @@ def flat_frames(video: Shaped[Array | np.ndarray, "..."]) -> Any:
     return video.reshape(-1, *video.shape[2:])
 
 
-def to_images(frames: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """uint8 pixels as float32 in [-1, 1]."""
-    return frames.astype(jnp.float32) / 127.5 - 1.0
-
-
 def _shown(made: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
     """Made images as they are shown: clipped, in [0, 1], float32."""
     return (jnp.clip(made.astype(jnp.float32), -1.0, 1.0) + 1) / 2
@@ -308,7 +304,7 @@ def _scores(
     generator: VQGAN, frames: UInt8[Array, "n h w c"]
 ) -> tuple[dict[str, Float[Array, " n"]], Float[Array, "n codes"], Float[Array, "n h w c"]]:
     """Scores of every frame, how often it uses each code, and what is made of it, in [0, 1]."""
-    images = to_images(frames)
+    images = to_float(frames)
     out: VQGANOutput = batch_map(generator)(images)
     made = _shown(out.reconstruction)
     real = (images + 1) / 2

@@ -27,6 +27,7 @@ from slotzoo.metrics.sums import sum_over_processes
 from slotzoo.models.vqgan import VQGAN
 from slotzoo.ops import batch_map
 from slotzoo.prng import stream
+from slotzoo.tasks.pixels import to_bytes, to_float
 from slotzoo.viz import prediction_strip, side_by_side, write_png, write_video
 
 
@@ -256,16 +257,6 @@ def draw_clip(
     name = f"rollout_{rollout.name}_{number}"
     write_png(folder / f"{name}.png", prediction_strip(truth, {"predicted": made}, context=rollout.context))
     write_video(folder / name, side_by_side({"truth": truth, "predicted": made}, context=rollout.context))
-
-
-def to_float(frame: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """uint8 pixels as float32 in [-1, 1]."""
-    return frame.astype(jnp.float32) / 127.5 - 1.0
-
-
-def to_bytes(frame: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
-    """Pixels in [-1, 1], clipped and rounded to uint8 (the seed truncates, which darkens by half a level)."""
-    return jnp.round((jnp.clip(frame.astype(jnp.float32), -1, 1) + 1) * 127.5).astype(jnp.uint8)
 
 
 def _clips(frozen: FirstStage, batch: Mapping[str, Any]) -> Array:

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from slotzoo.errors import ShapeError
@@ -132,13 +132,6 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
-
-
-def mean_absolute_difference(
-    images: Shaped[np.ndarray, "*shape"], others: Shaped[np.ndarray, "*shape"]
-) -> Float[np.ndarray, "*shape"]:
-    """|a - b| of two uint8 arrays as float32 in [0, 1], for difference rows."""
-    return np.abs(images.astype(np.float32) - others.astype(np.float32)) / 255.0
 
 
 @lru_cache(maxsize=8)
