@@ -1,6 +1,8 @@
 # Two commands set everything up: `make train` and `make test`. The environment lives in .venv of this folder.
 PYTHON ?= python3
 EXTRAS ?= metrics,video,log,dmlab,dev
+# Processes that the tests are spread over; a file of tests stays in one of them.
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -10,7 +12,7 @@ train: $(READY)
 	$(BIN)/python -m experiments.train +exp=convs5_dmlab $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
