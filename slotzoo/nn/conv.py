@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.nn.initializers import Initializer, lecun_normal
 from jaxtyping import Array, Float, PRNGKeyArray
 
 
@@ -50,11 +51,14 @@ class Conv(eqx.Module):
         stride: int = 1,
         padding: Padding = "SAME",
         bias: bool = True,
+        init: Initializer = lecun_normal(),
         key: PRNGKeyArray,
     ):
-        """LeCun-normal (truncated) kernel, zero bias. `padding` is "SAME", "VALID" or pairs per axis."""
-        shape = (kernel_size, kernel_size, in_channels, out_channels)
-        self.weight = jax.nn.initializers.lecun_normal()(key, shape, jnp.float32)
+        """Kernel by `init`, LeCun-normal (truncated) unless given; zero bias.
+
+        `padding` is "SAME", "VALID" or pairs per axis.
+        """
+        self.weight = init(key, (kernel_size, kernel_size, in_channels, out_channels), jnp.float32)
         self.bias = jnp.zeros(out_channels) if bias else None
         self.in_channels, self.out_channels = in_channels, out_channels
         self.stride, self.padding = stride, padding

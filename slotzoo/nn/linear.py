@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.nn.initializers import Initializer, lecun_normal
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 
@@ -14,9 +15,17 @@ class Linear(eqx.Module):
     in_size: int = eqx.field(static=True)
     out_size: int = eqx.field(static=True)
 
-    def __init__(self, in_size: int, out_size: int, *, bias: bool = True, key: PRNGKeyArray):
-        """LeCun-normal (truncated) weights, zero bias."""
-        self.weight = jax.nn.initializers.lecun_normal()(key, (in_size, out_size), jnp.float32)
+    def __init__(
+        self,
+        in_size: int,
+        out_size: int,
+        *,
+        bias: bool = True,
+        init: Initializer = lecun_normal(),
+        key: PRNGKeyArray,
+    ):
+        """Weights by `init`, LeCun-normal (truncated) unless given; zero bias."""
+        self.weight = init(key, (in_size, out_size), jnp.float32)
         self.bias = jnp.zeros(out_size) if bias else None
         self.in_size, self.out_size = in_size, out_size
 
