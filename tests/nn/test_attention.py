@@ -1,0 +1,54 @@
+"""Multi-head attention: its three forms agree, masks hold, errors are sentences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from slotzoo.errors import ShapeError
+from slotzoo.nn.attention import MultiHeadAttention
+from tests.arrays import random_module
+from tests.tolerance import assert_close
+
+
+def layer(**options):
+    return random_module(lambda: MultiHeadAttention(8, heads=2, key=jax.random.key(0), **options))
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_cached_equals_parallel(use_bias, key):
+    """Token by token in a scan, and first three at once and then the rest, are the parallel causal pass."""
+    attend = layer(use_bias=use_bias, use_out_bias=use_bias)
+    x = jax.random.normal(key, (6, 8))
+    whole = attend(x, causal=True)
+
+    def step(cache, token):
+        y, cache = attend.extend(token[None], cache)
+        return cache, y[0]
+
+    cache, single = jax.lax.scan(step, attend.init_cache(6), x)
+    assert_close(single, whole, rtol=1e-5)
+    assert int(cache.position) == 6
+    first, cache = attend.extend(x[:3], attend.init_cache(9))
+    rest, _ = attend.extend(x[3:], cache)
+    assert_close(jnp.concatenate([first, rest]), whole, rtol=1e-5)
+    with pytest.raises(ShapeError, match="made for 4 tokens, 6 do not fit"):
+        attend.extend(x, attend.init_cache(4))
+
+
+def test_cross_attention(key):
+    attend = layer(context_dim=5, head_dim=3, out_dim=7)
+    x, context = jax.random.normal(key, (6, 8)), jax.random.normal(key, (4, 5))
+    y = attend(x, context)
+    assert y.shape == (6, 7)
+    np.testing.assert_array_equal(attend.attend(x, *attend.project(context)), y)
+    hidden = jnp.arange(4) < 3
+    masked = attend(x, context, mask=jnp.broadcast_to(hidden[None], (6, 4)))
+    assert_close(masked, attend(x, context[:3]), rtol=1e-5)
+    # A set: the order of the context does not matter.
+    assert_close(attend(x, context[::-1]), y, rtol=1e-5)
+
+
+def test_heads_must_divide():
+    with pytest.raises(ValueError, match="8 channels cannot be split into 3 heads"):
+        MultiHeadAttention(8, heads=3, key=jax.random.key(0))
