@@ -14,6 +14,7 @@ from jaxtyping import PRNGKeyArray
 from experiments.schema import DataSettings, RunSettings
 from slotzoo.data import FieldSpec, Source, open_source
 from slotzoo.data.pipeline import BatchDataset, make_pipeline
+from slotzoo.data.registry import source_options
 from slotzoo.errors import ConfigError
 from slotzoo.models import create_model, model_config
 from slotzoo.models.registry import replaced, tiny
@@ -49,7 +50,9 @@ def source(data: DataSettings, split: str) -> Source:
     options: dict[str, Any] = {}
     if data.root is None:
         clips = data.clips if split == "train" else data.test_clips
-        options = {"length": data.length, "size": data.size, "clips": clips, "seed": data.seed}
+        given = {"length": data.length, "size": data.size, "clips": clips, "seed": data.seed}
+        options = {name: value for name, value in given.items() if name in source_options(data.name)}
+    options |= data.options
     cache = None if data.cache is None else Path(data.cache).expanduser()
     root = None if data.root is None else Path(data.root).expanduser()
     return open_source(data.name, split, root=root, cache=cache, **options)  # type: ignore[arg-type]
@@ -70,7 +73,7 @@ def train_batches(run: RunSettings, opened: Source, where: Mesh) -> BatchDataset
         prefetch=data.prefetch,
         on_error=data.on_error,  # type: ignore[arg-type]
         max_skips=data.max_skips,
-        length=data.frames_per_clip or data.length,
+        length=_length(opened, data.frames_per_clip or data.length),
     )
 
 
@@ -88,9 +91,14 @@ def eval_batches(run: RunSettings, opened: Source) -> BatchDataset:
         prefetch=data.prefetch,
         on_error=data.on_error,  # type: ignore[arg-type]
         max_skips=data.max_skips,
-        length=data.length,
+        length=_length(opened, data.length),
         limit=run.eval.clips,
     )
+
+
+def _length(opened: Source, length: int) -> int | None:
+    """How many frames are cut out of a record; None for images, which have no time axis."""
+    return length if any(field.time for field in opened.spec.values()) else None
 
 
 def model_overrides(run: RunSettings) -> dict[str, Any]:

@@ -34,6 +34,7 @@ SHARED_DATA = (
     "clips",
     "test_clips",
     "seed",
+    "options",
     "cache",
     "on_error",
     "max_skips",

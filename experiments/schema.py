@@ -13,7 +13,7 @@ from omegaconf import MISSING
 
 @dataclasses.dataclass(slots=True)
 class DataSettings:
-    """Where the clips come from and how they are batched."""
+    """Where the clips or images come from and how they are batched."""
 
     name: str = MISSING  # a source of slotzoo.data: dmlab, dmlab_encoded
     root: str | None = None  # the published data set; without it the embedded double is generated
@@ -22,6 +22,7 @@ class DataSettings:
     clips: int = 2000  # training clips of the double
     test_clips: int = 64  # held-out clips of the double
     seed: int = 0  # of the double: another seed is another data set
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # of this data set alone, real or double
     cache: str | None = "~/.cache/slotzoo"  # where doubles and converted sets are kept; null keeps nothing
     frames_per_clip: int | None = None  # read only so many frames of a clip (the tokenizer sees single frames)
     threads: int = 2  # reading threads per process

@@ -49,6 +49,11 @@ def list_sources() -> tuple[str, ...]:
     return tuple(sorted(_ENTRIES))
 
 
+def source_options(name: str) -> tuple[str, ...]:
+    """The options that `open_source` takes for a data set, none for an unknown one."""
+    return _ENTRIES[name].options if name in _ENTRIES else ()
+
+
 def open_source(
     name: str,
     split: Split,
