@@ -34,11 +34,18 @@ class DataSettings:
 
 @dataclasses.dataclass(slots=True)
 class OptimSettings:
-    """AdamW and its schedule; learning rates are those of the published configuration."""
+    """The optimiser and its schedule; learning rates are those of the published configuration."""
 
     learning_rate: float = MISSING
-    schedule: str = "warmup_cosine"  # warmup_cosine | constant | linear (all warm up linearly)
+    optimizer: str = "adamw"  # adamw (with weight_decay=0: Adam) | rmsprop
+    schedule: str = "warmup_cosine"  # warmup_cosine | constant | linear | exponential (all warm up linearly)
     warmup_steps: int = 5000
+    warmup_offset: int = 0  # 1: the first update has the rate 1 / warmup_steps, not 0
+    no_warmup: list[str] = dataclasses.field(
+        default_factory=list
+    )  # leaf-path patterns that start at the full rate
+    decay_rate: float = 0.5  # of the exponential schedule: the factor of every decay_steps updates
+    decay_steps: int | None = None
     seed_schedule: bool = False  # end the cosine `warmup_steps` early, as the authors' code does
     b1: float = 0.9
     b2: float = 0.95
@@ -46,6 +53,11 @@ class OptimSettings:
     weight_decay: float = 1e-5
     decay_all: bool = True  # False: no decay on norms, biases and state-space parameters
     clip_norm: float | None = None
+    clip_kind: str = (
+        "norm"  # what clip_norm limits: norm | largest (the largest entry) | value (entries, cut off)
+    )
+    plateau_patience: int | None = None  # halve the rate after so many measurements without a lower loss
+    plateau_every: int = 1000  # updates of one measurement
     rates: dict[str, float] = dataclasses.field(default_factory=dict)  # leaf-path pattern -> factor on the rate
 
 

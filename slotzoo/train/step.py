@@ -125,6 +125,8 @@ def make_train_step(
         )
         return value, terms, grads
 
+    takes_values = optax.with_extra_args_support(optimizer)
+
     def update(state, frozen, batch, root_key):
         parameters = trainable(state.model)
         rest = eqx.filter(state.model, eqx.is_inexact_array, inverse=True)
@@ -139,7 +141,7 @@ def make_train_step(
         grad_norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
         finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, parameters)
+        updates, opt_state = takes_values.update(grads, state.opt_state, parameters, value=value)
         parameters = optax.apply_updates(parameters, updates)
         ema = None if ema_decay is None else _averaged(state.ema, parameters, state.step, ema_decay)
         new = TrainState(eqx.combine(parameters, rest), opt_state, ema, state.step + 1)
