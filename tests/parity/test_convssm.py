@@ -11,7 +11,6 @@ LATER = {
     "teco*": "the TECO systems are not in the zoo yet",
     "native_ckpt/teco*": "the TECO systems are not in the zoo yet",
     "transformer*": "the Transformer baselines are not in the zoo yet",
-    "maskgit*": "the MaskGIT prior is not in the zoo yet",
     "klvae*": "the KL-VAE tokenizer is not in the zoo yet",
     "favor*": "the Performer baseline is not in the zoo yet",
     "moving_mnist*": "the Moving-MNIST generator is not in the zoo yet",

@@ -61,11 +61,13 @@ B_PLANES = Layout(_b_to_ours, _b_to_seed)
 C_PLANES = Layout(lambda c, shape: c.transpose(0, 1, 4, 2, 3).reshape(shape), _c_to_seed)
 
 
-def _under(seed: str, ours: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
+def under(seed: str, ours: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """The rules of a part that stands under `seed` there and under `ours` here."""
     return tuple(Rule(seed + rule.seed, ours + rule.ours, rule.layout) for rule in rules)
 
 
-def _same(*pairs: tuple[str, str]) -> tuple[Rule, ...]:
+def same(*pairs: tuple[str, str]) -> tuple[Rule, ...]:
+    """Rules for arrays that are stored the same way, as pairs (seed, ours)."""
     return tuple(Rule(seed, ours, SAME) for seed, ours in pairs)
 
 
@@ -75,10 +77,10 @@ SSM = (
     Rule("log_step", "log_step", COLUMN),
     Rule("B", "b", B_PLANES),
     Rule("C", "c", C_PLANES),
-    *_under(
+    *under(
         "C_D_conv/",
         "head.",
-        _same(
+        same(
             (r"Conv_(\d+)/kernel", "convs.{}.weight"),
             (r"Conv_(\d+)/bias", "convs.{}.bias"),
             (r"GroupNorm_(\d+)/(scale|bias)", "norms.{}.{}"),
@@ -92,11 +94,11 @@ SSM = (
 )
 
 STACK = (
-    *_same((r"layers_(\d+)/norm/(scale|bias)", "layers.{}.norm.{}")),
-    *_under(r"layers_(\d+)/seq/", "layers.{}.ssm.", SSM),
+    *same((r"layers_(\d+)/norm/(scale|bias)", "layers.{}.norm.{}")),
+    *under(r"layers_(\d+)/seq/", "layers.{}.ssm.", SSM),
 )
 
-RESNET = _same(
+RESNET = same(
     ("Conv_0/kernel", "conv.weight"),
     ("Conv_0/bias", "conv.bias"),
     (r"ResNetBlock_(\d+)/skip/kernel", "blocks.{}.skip.weight"),
@@ -112,17 +114,17 @@ RESNET = _same(
 )
 
 CONVS5 = (
-    *_under("encoder/", "core.encoder.", RESNET),
-    *_under("decoder/", "core.decoder.", RESNET),
-    *_under("sequence_model/", "core.sequence.", STACK),
-    *_same(
+    *under("encoder/", "core.encoder.", RESNET),
+    *under("decoder/", "core.decoder.", RESNET),
+    *under("sequence_model/", "core.sequence.", STACK),
+    *same(
         ("action_embeds/embedding", "core.action_embedding.table"),
         ("action_conv/Conv_0/kernel", "core.input_conv.weight"),
         ("action_conv/Conv_0/bias", "core.input_conv.bias"),
     ),
 )
 
-CODEBOOK = _same(
+CODEBOOK = same(
     ("codebook", "table"), ("Dense_0/kernel", "project_in.weight"), ("Dense_1/kernel", "project_out.weight")
 )
 
