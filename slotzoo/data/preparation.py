@@ -230,6 +230,7 @@ def prepare(
             "fingerprint": source.fingerprint,
             "spec": spec_to_json(source.spec),
             "chunk": chunk,
+            "options": getattr(source, "options", {}),  # of the reader: what crop, filter and size made of it
             "shards": shards,
             "skipped": skipped,
         }

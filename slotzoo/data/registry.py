@@ -4,12 +4,12 @@ Every name stands for a published data set and for an embedded double with the s
 a `root` the published one is read; without, the double is generated, and its `provenance` says so.
 """
 
-import dataclasses
 import pathlib
-from collections.abc import Callable
 from typing import Any, Literal
 
 from slotzoo.data.cache import cached
+from slotzoo.data.entries import Entry
+from slotzoo.data.image_sets import IMAGE_SETS
 from slotzoo.data.preparation import Progress
 from slotzoo.data.sources.array_record import MANIFEST, ArrayRecordSource
 from slotzoo.data.sources.folders import checked_root
@@ -21,27 +21,18 @@ from slotzoo.data.synthetic.tokens import MazeTokenSource
 from slotzoo.errors import ConfigError, DataError, nearest
 
 
-Split = Literal["train", "test"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """How a name is opened: `reader(root, split)` or `double(split, **options)`; `options` are the double's."""
-
-    reader: Callable[[pathlib.Path, Split], Source]
-    double: Callable[..., Source]
-    options: tuple[str, ...]
-    title: str
+Split = Literal["train", "val", "test"]
 
 
 _VIDEO = ("length", "size", "clips", "seed")
-_ENTRIES = {
+_ENTRIES: dict[str, Entry] = {
     "dmlab": Entry(
         TecoSource, MazeSource, (*_VIDEO, "depth", "layout"), "DMLab mazes (TECO): 64 x 64 video and actions"
     ),
     "dmlab_encoded": Entry(
         EncodedSource, MazeTokenSource, _VIDEO, "DMLab mazes (TECO) as 16 x 16 VQ-GAN tokens and actions"
     ),
+    **IMAGE_SETS,
 }
 
 
@@ -51,7 +42,11 @@ def list_sources() -> tuple[str, ...]:
 
 def source_options(name: str) -> tuple[str, ...]:
     """The options that `open_source` takes for a data set, none for an unknown one."""
-    return _ENTRIES[name].options if name in _ENTRIES else ()
+    if name not in _ENTRIES:
+        return ()
+    entry = _ENTRIES[name]
+    asked = (*entry.options, *entry.reader_options)
+    return tuple(option for option in dict.fromkeys(asked) if option != "cache")
 
 
 def open_source(
@@ -65,29 +60,34 @@ def open_source(
 ) -> Source:
     """Open one split of a data set.
 
-    `root` is the published folder or one that `prepare` wrote (`<root>/<split>/manifest.json`). Without it the
-    double is generated; the `options` are its own (`length`, `size`, `clips`, `seed`, ...) and it is kept in
-    the folder `cache` if one is given, with `progress(done, total)` called while that is filled. An unknown
-    name or option is a `ConfigError`, a root that does not hold the data set a `DataError`.
+    `root` is the published folder (or file), or one that `prepare` wrote (`<root>/<split>/manifest.json`).
+    Without it the double is generated and kept in the folder `cache` if one is given, with `progress(done,
+    total)` called while that is filled. `options` are those of `source_options(name)`: some (`clips`, `seed`)
+    are the double's alone, some (`crop`, `antialias`) the reader's; the other one leaves them unused. An
+    unknown name, split or option is a `ConfigError`, a root that does not hold the data set a `DataError`.
     """
     if name not in _ENTRIES:
         raise ConfigError(
             f"No data set {name!r}; known are {', '.join(list_sources())}.{nearest(name, list_sources())}"
         )
-    entry = _ENTRIES[name]
+    entry, known = _ENTRIES[name], source_options(name)
+    if split not in entry.splits:
+        raise ConfigError(f"Data set {name!r} has no split {split!r}; it has {', '.join(entry.splits)}.")
     for option in options:
-        if option not in entry.options:
+        if option not in known:
             raise ConfigError(
-                f"Data set {name!r} has no option {option!r}; it takes {', '.join(entry.options)}."
-                f"{nearest(option, entry.options)}"
+                f"Data set {name!r} has no option {option!r}; it takes {', '.join(known)}."
+                f"{nearest(option, known)}"
             )
     if root is None:
-        double = entry.double(split, **options)
+        double = entry.double(split, **{k: v for k, v in options.items() if k in entry.options})
         return double if cache is None else cached(double, cache, split, progress=progress)
-    folder = checked_root(root, name)
+    folder = checked_root(root, name, file=bool(entry.reader_options))
+    taken = {k: v for k, v in {**options, "cache": cache}.items() if k in entry.reader_options}
     if not (folder / split / MANIFEST).is_file():
-        return entry.reader(folder, split)
+        return entry.reader(folder, split, **taken)
     source = ArrayRecordSource(folder / split)
     if source.name != name:
         raise DataError(f"{folder / split} holds the data set {source.name!r}, not {name!r}.")
+    source.check_options(taken)
     return source

@@ -89,6 +89,7 @@ class ArrayRecordSource:
         self._origin: str = manifest["fingerprint"]
         self._shards: list[dict[str, Any]] = manifest["shards"]
         self._chunk: int = manifest["chunk"]
+        self.options: dict[str, Any] = manifest.get("options", {})
         self._frames = [_unpack_frames(shard["frames"]) for shard in self._shards]
         self._ends = list(itertools.accumulate(len(frames) for frames in self._frames))
         # First ArrayRecord record of each clip of a shard.
@@ -128,6 +129,15 @@ class ArrayRecordSource:
     def fingerprint(self) -> str:
         """That of the source it was prepared from: the content is the same."""
         return self._fingerprint
+
+    def check_options(self, asked: dict[str, Any]) -> None:
+        """Raise `DataError` where an option differs from the one that the folder was prepared with."""
+        for name, value in asked.items():
+            if name in self.options and self.options[name] != value:
+                raise DataError(
+                    f"{self.folder} was prepared with {name}={self.options[name]}, not {value}; prepare it again "
+                    f"with {name}={value}, or ask for {name}={self.options[name]}."
+                )
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0

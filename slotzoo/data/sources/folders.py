@@ -11,11 +11,15 @@ from slotzoo.errors import DataError
 PROVENANCE = "provenance.json"
 
 
-def checked_root(root: str | pathlib.Path, name: str) -> pathlib.Path:
+def checked_root(root: str | pathlib.Path, name: str, *, file: bool = False) -> pathlib.Path:
+    """The folder that a user named, or with `file` the file; a `DataError` where there is none."""
     root = pathlib.Path(root).expanduser()
+    wanted = "folder or file" if file else "folder"
     if not root.exists():
-        raise DataError(f"data.root={root}: no such folder; give the folder of the published {name} data set.")
-    if not root.is_dir():
+        raise DataError(
+            f"data.root={root}: no such {wanted}; give the {wanted} of the published {name} data set."
+        )
+    if not file and not root.is_dir():
         raise DataError(f"data.root={root} is a file; give the folder of the published {name} data set.")
     return root
 

@@ -1,0 +1,179 @@
+"""Pictures of flat shapes, drawn pixel by pixel: tetrominoes and multi-dSprites.
+
+Both follow the descriptions in the repository of Multi-Object Datasets (Kabra et al., 2019); its generating
+code is not published.
+"""
+
+import dataclasses
+import functools
+from typing import Literal
+
+import numpy as np
+
+from slotzoo.data.resize import resize_nearest
+from slotzoo.data.spec import FieldSpec, Record
+from slotzoo.data.synthetic.images import image_fields
+from slotzoo.errors import ConfigError
+
+
+_CELL = 5  # pixels
+_CANVAS = 35
+_PIECES = 3
+# O, T, S, Z, L and J in every orientation: 17. The two bars are what brings the fixed tetrominoes to 19.
+_LETTERS = (
+    ("11", "11"),
+    ("111", "010"),
+    ("011", "110"),
+    ("110", "011"),
+    ("100", "111"),
+    ("001", "111"),
+)
+_COLORS = 255 * np.asarray(
+    [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1)], np.uint8
+)  # red, green, blue, yellow, magenta, cyan
+
+
+@functools.cache
+def tetromino_shapes() -> tuple[np.ndarray, ...]:
+    """The 17 shapes as boolean pictures with cells of 5 x 5 pixels."""
+    found: dict[bytes, np.ndarray] = {}
+    for rows in _LETTERS:
+        cells = np.asarray([[c == "1" for c in row] for row in rows])
+        for turns in range(4):
+            turned = np.ascontiguousarray(np.rot90(cells, turns))
+            found.setdefault(bytes(turned.shape) + turned.tobytes(), turned)
+    return tuple(np.kron(cells, np.ones((_CELL, _CELL), bool)) for cells in found.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Tetrominoes:
+    """Three tetrominoes of 17 shapes and 6 colours on black, none over another, 35 x 35 pixels.
+
+    Another `size` resamples the nearest pixel, as the seed's reader does.
+    """
+
+    size: int = _CANVAS
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise ConfigError(f"Tetrominoes need a size of at least 1 pixel, got {self.size}.")
+
+    @property
+    def version(self) -> int:
+        return 1
+
+    @property
+    def spec(self) -> dict[str, FieldSpec]:
+        return image_fields(self.size, self.size, _PIECES)
+
+    def draw(self, rng: np.random.Generator) -> Record:
+        shapes = tetromino_shapes()
+        while True:
+            mask = np.zeros((_CANVAS, _CANVAS), np.uint8)
+            for label in range(1, _PIECES + 1):
+                if not _place(rng, mask, shapes[int(rng.integers(len(shapes)))], label):
+                    break
+            else:
+                break
+        palette = np.zeros((_PIECES + 1, 3), np.uint8)
+        palette[1:] = _COLORS[rng.integers(len(_COLORS), size=_PIECES)]
+        mask = resize_nearest(mask, (self.size, self.size))
+        visible = np.bincount(mask.ravel(), minlength=_PIECES + 1)[1:] > 0
+        return {"image": palette[mask], "mask": mask, "visible": visible.astype(np.uint8)}
+
+
+def _place(rng: np.random.Generator, mask: np.ndarray, shape: np.ndarray, label: int) -> bool:
+    """Write `label` where a shape fits, at any pixel; False where ten attempts found no room."""
+    height, width = shape.shape
+    for _ in range(10):
+        row, column = (int(rng.integers(_CANVAS + 1 - n)) for n in (height, width))
+        window = mask[row : row + height, column : column + width]
+        if not window[shape].any():
+            window[shape] = label
+            return True
+    return False
+
+
+Variant = Literal["colored_on_grayscale", "colored_on_colored", "binarized"]
+# Fewest and most sprites of a picture; the published files have one entity more, the background.
+_SPRITES: dict[Variant, tuple[int, int]] = {
+    "colored_on_grayscale": (2, 5),
+    "colored_on_colored": (1, 4),
+    "binarized": (2, 3),
+}
+_ORIENTATIONS = 40
+_POSITIONS = 32
+_SCALES = 6
+
+
+def sprite_count(variant: str) -> int:
+    """Most sprites in a picture of multi-dSprites."""
+    if variant not in _SPRITES:
+        raise ConfigError(f"Multi-dSprites has no variant {variant!r}; it has {', '.join(_SPRITES)}.")
+    return _SPRITES[variant][1]
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiDSprites:
+    """Squares, ellipses and hearts over one another, 64 x 64 pixels, with the factors of dSprites.
+
+    `colored_on_grayscale`: 2 to 5 sprites of any colour on grey; `colored_on_colored`: 1 to 4 on any colour;
+    `binarized`: 2 or 3 white ones on black.
+    """
+
+    size: int = 64
+    variant: Variant = "colored_on_grayscale"
+
+    def __post_init__(self):
+        sprite_count(self.variant)
+        if self.size < 8:
+            raise ConfigError(f"Multi-dSprites needs a size of at least 8 pixels, got {self.size}.")
+
+    @property
+    def version(self) -> int:
+        return 1
+
+    @property
+    def spec(self) -> dict[str, FieldSpec]:
+        return image_fields(self.size, self.size, sprite_count(self.variant))
+
+    def draw(self, rng: np.random.Generator) -> Record:
+        fewest, most = _SPRITES[self.variant]
+        count = int(rng.integers(fewest, most + 1))
+        mask = np.zeros((self.size, self.size), np.uint8)
+        for label in range(1, count + 1):
+            shape = int(rng.integers(3))
+            scale = 0.5 + 0.5 * int(rng.integers(_SCALES)) / (_SCALES - 1)
+            turn = int(rng.integers(_ORIENTATIONS))
+            x, y = (int(i) / (_POSITIONS - 1) for i in rng.integers(_POSITIONS, size=2))
+            _paint(mask, shape, scale, turn, x, y, label)
+        palette = np.zeros((most + 1, 3), np.uint8)
+        if self.variant == "binarized":
+            palette[1:] = 255
+        else:
+            palette[1:] = rng.integers(256, size=(most, 3))
+            palette[0] = rng.integers(256, size=3 if self.variant == "colored_on_colored" else 1)
+        visible = np.bincount(mask.ravel(), minlength=most + 1)[1:] > 0
+        return {"image": palette[mask], "mask": mask, "visible": visible.astype(np.uint8)}
+
+
+def _paint(mask: np.ndarray, shape: int, scale: float, turn: int, x: float, y: float, label: int) -> None:
+    """Write `label` over the pixels of a square, ellipse or heart. Its centre stays a quarter from the edge."""
+    size = len(mask)
+    # Rounded, so that the last bit of a platform's libm cannot change a picture.
+    angle = 2 * np.pi * turn / _ORIENTATIONS
+    cos, sin = np.round(np.cos(angle), 6), np.round(np.sin(angle), 6)
+    grid = (np.arange(size) + 0.5) / size
+    radius = 0.21 * scale
+    u, v = (grid - (0.22 + 0.56 * x)) / radius, (grid - (0.22 + 0.56 * y)) / radius
+    a = cos * u[None, :] + sin * v[:, None]
+    b = cos * v[:, None] - sin * u[None, :]
+    if shape == 0:
+        inside = (np.abs(a) < 0.8) & (np.abs(b) < 0.8)
+    elif shape == 1:
+        inside = a * a + (1.6 * b) * (1.6 * b) < 1
+    else:
+        p, q = 1.25 * a, -1.25 * b + 0.12
+        r = p * p + q * q - 1
+        inside = r * r * r < p * p * q * q * q
+    mask[inside] = label
