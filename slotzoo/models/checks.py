@@ -5,6 +5,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from jaxtyping import Array
+
 from slotzoo.errors import ShapeError
 
 
@@ -38,6 +40,21 @@ def explained(**arguments: str) -> Callable[[Method], Method]:
         return wrapper  # pyright: ignore[reportReturnType]
 
     return decorate
+
+
+def rollout_sizes(context: Array, actions: Array | None, length: int) -> tuple[int, int]:
+    """The number of context frames and of frames to generate.
+
+    **Raises** `ShapeError` if there is nothing to begin with or to generate, or not one action per frame.
+    """
+    first = len(context)
+    if not 0 < first < length:
+        raise ShapeError(
+            f"length = {length} must exceed the {first} context frames, of which there is at least one."
+        )
+    if actions is not None and len(actions) != length:
+        raise ShapeError(f"there must be one action per frame, {length} of them; got {len(actions)}.")
+    return first, length - first
 
 
 def _check(model: Any, name: str, spec: str, shape: tuple[int, ...], sizes: dict[str, int]) -> None:

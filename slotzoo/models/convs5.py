@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from slotzoo.errors import ShapeError
-from slotzoo.models.checks import explained
+from slotzoo.models.checks import explained, rollout_sizes
 from slotzoo.models.convs5_core import (
     ConvS5Config,
     ConvS5Core,
@@ -119,7 +118,7 @@ class ConvS5Tokens(eqx.Module):
 
         **Raises** `ShapeError` if the context is empty or not shorter than `length`.
         """
-        first, steps = _rollout(context, actions, length)
+        first, steps = rollout_sizes(context, actions, length)
         open_loop = actions is not None and self.config.causal_masking if open_loop is None else open_loop
         actions = known_actions(actions, length)
         prepared = self.core.prepare()
@@ -196,7 +195,7 @@ class ConvS5Pixels(eqx.Module):
         open_loop: bool | None = None,
     ) -> Float[Array, "length height width channel"]:
         """Continue `context` to `length` frames in one scan, feeding back what was predicted."""
-        first, steps = _rollout(context, actions, length)
+        first, steps = rollout_sizes(context, actions, length)
         open_loop = actions is not None and self.config.causal_masking if open_loop is None else open_loop
         actions = known_actions(actions, length)
         prepared = self.core.prepare()
@@ -212,18 +211,6 @@ class ConvS5Pixels(eqx.Module):
         hide = (jnp.arange(steps) > 0) & open_loop
         _, generated = jax.lax.scan(body, (context[-1], state), (actions[first:], hide))
         return jnp.concatenate([context, generated])
-
-
-def _rollout(context: Array, actions: Array | None, length: int) -> tuple[int, int]:
-    """The number of context frames and of frames to generate."""
-    first = len(context)
-    if not 0 < first < length:
-        raise ShapeError(
-            f"length = {length} must exceed the {first} context frames, of which there is at least one."
-        )
-    if actions is not None and len(actions) != length:
-        raise ShapeError(f"there must be one action per frame, {length} of them; got {len(actions)}.")
-    return first, length - first
 
 
 _PAPER = "Smith, De Mello, Kautz, Linderman, Byeon: Convolutional State Space Models, NeurIPS 2023"

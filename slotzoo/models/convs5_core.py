@@ -177,7 +177,7 @@ class ConvS5Core(eqx.Module):
         self.action_embedding = Embedding(config.num_actions + 1, config.action_dim, key=action_key)
         self.input_conv = Conv(config.encoder_depths[-1] + config.action_dim, config.d_model, 1, key=conv_key)
         self.sequence = ConvSSMStack(
-            tuple(_layer(config, layer_key) for layer_key in layer_keys),
+            tuple(ssm_layer(config, layer_key) for layer_key in layer_keys),
             skip_connections=config.skip_connections,
             scan_layers=config.scan_layers,
             remat=remat,
@@ -270,12 +270,12 @@ class ConvS5Core(eqx.Module):
         """The prediction of the next frame."""
         prepared = self.prepare() if prepared is None else prepared
         out = self._advance(frame, action, state, hide, prepared)
-        return StepOutput(_frame_through(self.decoder, out.output, prepared.decoder), out.state)
+        return StepOutput(frame_through(self.decoder, out.output, prepared.decoder), out.state)
 
     def _advance(
         self, frame: Array, action: Array, state: Array, hide: Array, prepared: Prepared
     ) -> StackOutput:
-        features = _frame_through(self.encoder, frame.astype(self.dtype), prepared.encoder)
+        features = frame_through(self.encoder, frame.astype(self.dtype), prepared.encoder)
         return self.sequence.step(self._joined(features, action, hide), state, prepared=prepared.sequence)
 
     def observe(
@@ -319,12 +319,14 @@ class ConvS5Core(eqx.Module):
         return Draws(jax.random.bernoulli(action_key, config.action_dropout), frames)
 
 
-def _frame_through(network: ResNetEncoder | ResNetDecoder, x: Array, kernels: ResamplingKernels) -> Array:
+def frame_through(network: ResNetEncoder | ResNetDecoder, x: Array, kernels: ResamplingKernels) -> Array:
+    """`network(x)` of a single frame, by the joined kernels that it prepared where these are faster."""
     # Not by `platform_dependent`, which traces both forms: a tenth of a second before every small rollout.
     return network(x) if compiling_for_gpu() else network.step(x, kernels)
 
 
-def _layer(config: ConvS5Config, key: PRNGKeyArray) -> ConvSSMLayer:
+def ssm_layer(config: ConvS5Config, key: PRNGKeyArray) -> ConvSSMLayer:
+    """One layer of the stack that `config` describes."""
     ssm = ConvSSM(
         config.d_model,
         config.ssm_size,
