@@ -67,17 +67,17 @@ class TransformerLayer(eqx.Module):
         h = self.attention(self.norm_1(x), mask=mask, dropout=self.attention_dropout, key=keys[0])
         return self._mlp(x + _dropout(h, self.dropout, keys[1]), keys[2:])
 
-    def extend(self, x: Float[Array, "new dim"], cache: KVCache) -> tuple[Float[Array, "new dim"], KVCache]:
-        """Tokens that follow those in the cache and see these and each other."""
+    def extend(
+        self, x: Float[Array, "new dim"], cache: KVCache, *, seen: Bool[Array, "new length"]
+    ) -> tuple[Float[Array, "new dim"], KVCache]:
+        """Tokens that follow those in the cache; `seen` is True where they may look, in the cache as it becomes."""
         h = self.norm_1(x)
         keys, values = self.attention.project(h)
         at = (cache.position, jnp.int32(0), jnp.int32(0))
         keys = jax.lax.dynamic_update_slice(cache.key, keys.astype(cache.key.dtype), at)
         values = jax.lax.dynamic_update_slice(cache.value, values.astype(cache.value.dtype), at)
-        position = cache.position + len(x)
-        seen = jnp.broadcast_to(jnp.arange(len(keys))[None, :] < position, (len(x), len(keys)))
         h = self.attention.attend(h, keys.astype(x.dtype), values.astype(x.dtype), mask=seen)
-        return self._mlp(x + h, [None, None]), KVCache(keys, values, position)
+        return self._mlp(x + h, [None, None]), KVCache(keys, values, cache.position + len(x))
 
     def _mlp(self, x: Array, keys: Sequence[PRNGKeyArray | None]) -> Array:
         h = self.wi(self.norm_2(x))
@@ -165,17 +165,21 @@ class Transformer(eqx.Module):
         return tuple(layer.attention.init_cache(length, dtype) for layer in self.layers)
 
     def extend(
-        self, x: Float[Array, "new in"], caches: tuple[KVCache, ...]
+        self, x: Float[Array, "new in"], caches: tuple[KVCache, ...], *, frame: int | None = None
     ) -> tuple[Float[Array, "new dim"], tuple[KVCache, ...]]:
-        """Tokens that follow those in the caches: the last rows of a call with `frame_mask`, where they are a frame.
+        """Tokens that follow those in the caches: the last rows of a call with `frame_mask`.
 
-        Shapes do not change, so this can be the body of a `jax.lax.scan`. The caller counts: tokens beyond the
-        caches' length overwrite the last rows.
+        They are one frame, or several of `frame` tokens each. Shapes do not change, so this can be the body of a
+        `jax.lax.scan`. The caller counts: tokens beyond the caches' length overwrite the last rows.
         """
-        x = self._placed(self.project_in(x), caches[0].position)
+        start, new, length = caches[0].position, len(x), len(caches[0].key)
+        frame = new if frame is None else frame
+        last = start + (jnp.arange(new) // frame + 1) * frame
+        seen = jnp.arange(length)[None, :] < last[:, None]
+        x = self._placed(self.project_in(x), start)
         filled = []
         for layer, cache in zip(self.layers, caches, strict=True):
-            x, cache = layer.extend(x, cache)
+            x, cache = layer.extend(x, cache, seen=seen)
             filled.append(cache)
         return self._after(x), tuple(filled)
 
