@@ -11,6 +11,7 @@ from typing import Any
 
 from slotzoo.data.entries import Entry
 from slotzoo.data.spec import Source
+from slotzoo.data.synthetic.clevr import ClevrScenes, Variant
 from slotzoo.data.synthetic.images import Scenes, Split, SyntheticImages
 from slotzoo.data.synthetic.sprites import MultiDSprites, Tetrominoes
 from slotzoo.errors import DataError
@@ -18,6 +19,7 @@ from slotzoo.errors import DataError
 
 _SPLITS = ("train", "val", "test")
 _DOUBLE = ("clips", "seed", "size")
+_CLEVR = (*_DOUBLE, "max_objects", "min_objects")
 
 
 def _double(
@@ -36,7 +38,32 @@ def _unread(name: str, root: pathlib.Path, split: Split, **options: Any) -> Sour
     raise DataError(f"data.root={root}: published files of {name} cannot be read yet; leave data.root out.")
 
 
+def _clevrtex(*, variant: Variant = "full", **options: Any) -> ClevrScenes:
+    return ClevrScenes(textured=variant, **options)
+
+
 IMAGE_SETS: dict[str, Entry] = {
+    "clevr": Entry(
+        functools.partial(_unread, "clevr"),
+        functools.partial(_double, "clevr", functools.partial(ClevrScenes, masks=False)),
+        (*_CLEVR, "attributes"),
+        "CLEVR v1: pictures and scene files, no masks; targets of set prediction with attributes=true",
+        splits=_SPLITS,
+    ),
+    "clevr_with_masks": Entry(
+        functools.partial(_unread, "clevr_with_masks"),
+        functools.partial(_double, "clevr_with_masks", ClevrScenes),
+        (*_CLEVR, "attributes"),
+        "CLEVR with masks (Multi-Object Datasets)",
+        splits=_SPLITS,
+    ),
+    "clevrtex": Entry(
+        functools.partial(_unread, "clevrtex"),
+        functools.partial(_double, "clevrtex", _clevrtex),
+        (*_CLEVR, "variant"),
+        "ClevrTex: textured scenes with masks, in the variants full, pbg, vbg, grassbg, camo and outd",
+        splits=_SPLITS,
+    ),
     "tetrominoes": Entry(
         functools.partial(_unread, "tetrominoes"),
         functools.partial(_double, "tetrominoes", Tetrominoes),

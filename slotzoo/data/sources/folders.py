@@ -1,8 +1,10 @@
 """What lies in the folder that a user named: sentences about roots that are missing, empty or laid out
 otherwise."""
 
+import hashlib
 import json
 import pathlib
+from collections.abc import Iterable
 
 from slotzoo.data.spec import Provenance
 from slotzoo.errors import DataError
@@ -43,3 +45,30 @@ def provenance_of(root: pathlib.Path) -> Provenance:
     except (OSError, ValueError, KeyError, TypeError):
         return "real"
     return "embedded double" if found == "embedded double" else "real"
+
+
+def clip_files(
+    root: str | pathlib.Path, split: str, suffix: str, title: str, layout: str
+) -> tuple[pathlib.Path, list[pathlib.Path]]:
+    """The root, and the files `<root>/<split>/*/*<suffix>` in the order of their paths.
+
+    Files directly in the split's folder count too: some copies lack the level in between. `layout` says in the
+    `DataError` of a folder without any how the data set is published.
+    """
+    root = checked_root(root, title)
+    expected = f"expected {root}/{split}/*/*{suffix} ({layout}) or {root}/{split}/manifest.json (prepared)"
+    if not (root / split).is_dir():
+        raise DataError(f"data.root={root} has no folder {split!r}: {contents(root)}; {expected}.")
+    found = [*(root / split).glob(f"*/*{suffix}"), *(root / split).glob(f"*{suffix}")]
+    files = sorted(path for path in found if path.name[0] != ".")
+    if not files:
+        raise DataError(f"{root / split} has no {suffix[1:]} files: {contents(root / split)}; {expected}.")
+    return root, files
+
+
+def files_fingerprint(root: pathlib.Path, files: Iterable[pathlib.Path]) -> str:
+    """Of the paths and sizes of the files."""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(root)}:{path.stat().st_size}\n".encode())
+    return digest.hexdigest()[:16]

@@ -5,7 +5,6 @@ Consistent Transformers for Video Generation" (ICML 2023) and its repository's l
 """
 
 import functools
-import hashlib
 import pathlib
 import zipfile
 import zlib
@@ -13,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from slotzoo.data.sources.folders import checked_root, contents, provenance_of
+from slotzoo.data.sources.folders import clip_files, files_fingerprint, provenance_of
 from slotzoo.data.spec import FieldSpec, Provenance, Record, check_record
 from slotzoo.data.synthetic.maze import dmlab_spec
 from slotzoo.errors import DataError
@@ -34,17 +33,7 @@ class TecoSource:
     name = "dmlab"
 
     def __init__(self, root: str | pathlib.Path, split: Split):
-        root = checked_root(root, "DMLab")
-        expected = (
-            f"expected {root}/{split}/*/*.npz (as TECO publishes it) or {root}/{split}/manifest.json (prepared)"
-        )
-        if not (root / split).is_dir():
-            raise DataError(f"data.root={root} has no folder {split!r}: {contents(root)}; {expected}.")
-        # Directly in the split's folder too: some copies lack the level in between.
-        found = [*(root / split).glob("*/*.npz"), *(root / split).glob("*.npz")]
-        self._files = sorted(path for path in found if path.name[0] != ".")
-        if not self._files:
-            raise DataError(f"{root / split} has no npz files: {contents(root / split)}; {expected}.")
+        root, self._files = clip_files(root, split, ".npz", "DMLab", "as TECO publishes it")
         self.provenance: Provenance = provenance_of(root)
         self.split: Split = split
         self._root = root
@@ -76,10 +65,7 @@ class TecoSource:
 
     @functools.cached_property
     def _fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for path in self._files:
-            digest.update(f"{path.relative_to(self._root)}:{path.stat().st_size}\n".encode())
-        return digest.hexdigest()[:16]
+        return files_fingerprint(self._root, self._files)
 
     @property
     def fingerprint(self) -> str:

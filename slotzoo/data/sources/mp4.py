@@ -1,0 +1,213 @@
+"""Videos with actions as TECO publishes Minecraft and Habitat: `<root>/<split>/*/*.mp4`, actions in an npz beside.
+
+`NAME.npz` with `actions` (time,) lies beside `NAME.mp4`; without it, all actions are 0. Frames keep their size. A
+window is decoded from the key frame before it. Needs PyAV (the extra `video`). Source: Yan et al., "Temporally
+Consistent Transformers for Video Generation" (ICML 2023) and its repository's loader.
+"""
+
+import functools
+import pathlib
+import threading
+import zipfile
+import zlib
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from slotzoo.data.sources.folders import clip_files, files_fingerprint, provenance_of
+from slotzoo.data.spec import FieldSpec, Provenance, Record, check_record
+from slotzoo.data.synthetic.layout import ACTIONS
+from slotzoo.errors import DataError
+
+
+if TYPE_CHECKING:
+    import av
+
+Split = Literal["train", "test"]
+
+
+def world_spec(size: int | None = 128) -> dict[str, FieldSpec]:
+    """Fields of a record of Minecraft or Habitat, embedded or published."""
+    return {
+        "video": FieldSpec((None, size, size, 3), "uint8", 0, 255, "RGB frames, 0 to 255"),
+        "actions": FieldSpec((None,), "int32", 0, ACTIONS - 1, "id of the action that led to the frame"),
+    }
+
+
+def _pyav() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise DataError("Reading mp4 needs PyAV: install slotzoo[video].") from error
+    return av
+
+
+def read_frames(path: pathlib.Path, start: int, length: int, where: str) -> np.ndarray:
+    """Frames `start` to `start + length` of a video, (time, height, width, 3) uint8.
+
+    **Raises** `DataError`, one sentence that starts with `where`, when the file cannot be decoded or ends early.
+    """
+    av = _pyav()
+    try:
+        with av.open(str(path)) as container:
+            stream = _video_stream(container, where)
+            frames = _decoded(container, stream, start, length)
+            if frames is None:  # the key frames' times do not fit the frame rate: count from the beginning
+                container.seek(0)
+                frames = _decoded(container, stream, 0, start + length)
+                frames = None if frames is None else frames[start:]
+    except (av.FFmpegError, ValueError, IndexError, EOFError) as error:
+        raise DataError(
+            f"{where}: cannot be decoded ({_short(error)}); fetch the file again or use on_error=skip."
+        ) from error
+    found = 0 if frames is None else len(frames)
+    if frames is None or found < length:
+        raise DataError(
+            f"{where}: ends after {start + found} frames, {start + length} were promised; the file is cut off: "
+            "fetch it again or use on_error=skip."
+        )
+    return np.stack(frames)
+
+
+def count_frames(path: pathlib.Path, where: str) -> int:
+    """Frames of a video by its header, or by its packets where the header does not say. Raises `DataError`."""
+    av = _pyav()
+    try:
+        with av.open(str(path)) as container:
+            stream = _video_stream(container, where)
+            return stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
+    except (av.FFmpegError, ValueError, EOFError) as error:
+        raise DataError(
+            f"{where}: cannot be decoded ({_short(error)}); fetch the file again or use on_error=skip."
+        ) from error
+
+
+def _video_stream(container: "av.container.InputContainer", where: str) -> "av.VideoStream":
+    if not container.streams.video:
+        raise DataError(f"{where}: holds no video stream.")
+    return container.streams.video[0]
+
+
+def _decoded(
+    container: "av.container.InputContainer", stream: "av.VideoStream", start: int, length: int
+) -> list[np.ndarray] | None:
+    """Up to `length` frames from number `start` on; None where the seek landed after it."""
+    rate, base = stream.average_rate, stream.time_base
+    first = stream.start_time or 0
+    if start and rate and base:
+        container.seek(first + int(start / (rate * base)), stream=stream, backward=True)
+    frames: list[np.ndarray] = []
+    number = None if start else 0  # of the next frame that the decoder gives
+    for frame in container.decode(stream):
+        if number is None:
+            if frame.pts is None or not rate or not base:
+                return None
+            number = round((frame.pts - first) * base * rate)
+            if number > start:
+                return None
+        if frame.is_corrupt:
+            raise ValueError(f"frame {number} is corrupted")
+        if number >= start:
+            frames.append(frame.to_ndarray(format="rgb24"))
+            if len(frames) == length:
+                break
+        number += 1
+    return frames
+
+
+def _short(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+class Mp4Source:
+    """Clips in the order of their paths. Files are opened when read, checked against the first one's size."""
+
+    def __init__(self, name: str, root: str | pathlib.Path, split: Split):
+        _pyav()
+        self.name = name
+        self._root, self._files = clip_files(root, split, ".mp4", name, "as TECO publishes it")
+        self.provenance: Provenance = provenance_of(self._root)
+        self.split: Split = split
+        self._frames: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"Mp4Source({self.name!r}, {self.split!r}, clips={len(self)})"
+
+    @functools.cached_property
+    def spec(self) -> dict[str, FieldSpec]:
+        """The fields, at the frame size of the first clip that can be read."""
+        problem: DataError | None = None
+        for path in self._files[:20]:
+            try:
+                _, height, width, _ = read_frames(path, 0, 1, str(path)).shape
+            except DataError as error:
+                problem = problem or error
+                continue
+            if height != width:
+                raise DataError(f"{path}: its frames are {height} x {width} pixels, expected square ones.")
+            return world_spec(height)
+        raise problem or DataError(f"{self._root}: no clip can be read.")
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of the paths and sizes of the files."""
+        return files_fingerprint(self._root, self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def _where(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(f"clip {index} of {len(self)}")
+        return f"{self._files[index]} (clip {index})"
+
+    def frames(self, index: int) -> int:
+        """Length of a clip, as its header says."""
+        where = self._where(index)
+        with self._lock:
+            if index not in self._frames:
+                self._frames[index] = count_frames(self._files[index], where)
+            return self._frames[index]
+
+    def __getitem__(self, index: int) -> Record:
+        return self.window(index, 0, self.frames(index))
+
+    def window(self, index: int, start: int, length: int) -> Record:
+        """Frames `start` to `start + length` of a clip, decoded from the key frame before them."""
+        where = self._where(index)
+        length = min(length, self.frames(index) - start)
+        actions = self._actions(index, where)[start : start + length]
+        record = {"video": read_frames(self._files[index], start, length, where), "actions": actions}
+        check_record(record, self.spec, where)
+        return record
+
+    def _actions(self, index: int, where: str) -> np.ndarray:
+        path, frames = self._files[index].with_suffix(".npz"), self.frames(index)
+        if not path.is_file():
+            return np.zeros(frames, np.int32)
+        try:
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+                if "actions" not in file.files:
+                    raise DataError(f"{path} (clip {index}): no key 'actions'; found {', '.join(file.files)}.")
+                actions = file["actions"]
+        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError) as error:
+            raise DataError(
+                f"{path} (clip {index}): cannot be read ({_short(error)}); fetch the file again or use on_error=skip."
+            ) from error
+        if actions.ndim != 1 or len(actions) < frames or not np.issubdtype(actions.dtype, np.integer):
+            raise DataError(
+                f"{path} (clip {index}): 'actions' is {actions.dtype} of shape {actions.shape}, expected an integer "
+                f"for each of the {frames} frames."
+            )
+        return actions[:frames].astype(np.int32)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
