@@ -14,6 +14,7 @@ from slotzoo.models.registry import (
     model_config as model_config,
     register as register,
 )
+from slotzoo.models.slate import SLATE as SLATE, SLATEConfig as SLATEConfig
 from slotzoo.models.vqgan import (
     VQGAN as VQGAN,
     Discriminator as Discriminator,

@@ -101,7 +101,18 @@ def _image(config, key):
     return lambda model: model(image)
 
 
-EXAMPLES = {"ConvS5TokensConfig": _tokens, "ConvS5PixelsConfig": _pixels, "VQGANConfig": _image}
+def _objects(config, key):
+    shape = (config.resolution, config.resolution, config.in_channels)
+    image = jax.random.uniform(key, shape, minval=config.low, maxval=config.high)
+    return lambda model: model.loss(image, key=key, step=0)[0]
+
+
+EXAMPLES = {
+    "ConvS5TokensConfig": _tokens,
+    "ConvS5PixelsConfig": _pixels,
+    "VQGANConfig": _image,
+    "SLATEConfig": _objects,
+}
 
 
 @pytest.mark.parametrize("name", registry.list_models())

@@ -1,0 +1,19 @@
+"""The recorded numbers of object-discovery-pytorch: Slot Attention, SLATE, GNM, and the metrics of several seeds."""
+
+import pytest
+
+from tests.parity.harness import cases, run_case
+
+
+LATER = {
+    "sa_*": "Slot Attention is not in the zoo yet",
+    "gnm_*": "GNM is not in the zoo yet",
+    "metrics_*": "the metrics of segmentation and detection are not in the zoo yet",
+    "schedules*": "the schedules of object discovery are not in the zoo yet",
+    "slate_lightning*": "Lightning checkpoints cannot be read yet",
+}
+
+
+@pytest.mark.parametrize("name", cases("object_discovery"))
+def test_case(name):
+    run_case("object_discovery", name, LATER)
