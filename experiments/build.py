@@ -48,7 +48,8 @@ def mesh(run: RunSettings) -> Mesh:
 def source(data: DataSettings, split: str) -> Source:
     """Open one split of the data set: the published one under `data.root`, else the embedded double."""
     clips = data.clips if split == "train" else data.test_clips
-    given = {"length": data.length, "size": data.size, "clips": clips, "seed": data.seed}
+    length = data.test_length if split == "test" and data.test_length else data.length
+    given = {"length": length, "size": data.size, "clips": clips, "seed": data.seed}
     options = {name: value for name, value in given.items() if name in source_options(data.name)}
     options |= data.options
     cache = None if data.cache is None else Path(data.cache).expanduser()

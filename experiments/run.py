@@ -162,12 +162,14 @@ def introduction(
 ) -> list[str]:
     """What a reader of the log should know before the first step."""
     lines = [f"{run.name}: {run.model['name']} at scale={run.scale}, seed {run.seed}, in {folder.path}"]
+    about = getattr(source, "about", "")
     if source.provenance == "real":
-        lines.append(f"Data: {run.data.name} from {run.data.root}, {len(source)} training clips.")
+        origin = about or f"from {run.data.root}"
+        lines.append(f"Data: {run.data.name} {origin}, {len(source)} training clips.")
     else:
         lines.append(
             f"Data: the EMBEDDED DOUBLE of {run.data.name}, {len(source)} generated training clips; numbers do not "
-            "compare with published ones. data.root=FOLDER reads the real set."
+            f"compare with published ones{f' (it is {about})' if about else ''}. data.root=FOLDER reads the real set."
         )
     if stage.tokenizer is not None:
         config = stage.tokenizer.config
@@ -190,6 +192,7 @@ def card(run: RunSettings, source: Source, stage: first_stage.Stage) -> dict[str
         "data": {
             "name": run.data.name,
             "provenance": source.provenance,
+            "about": getattr(source, "about", ""),
             "fingerprint": source.fingerprint,
             "clips": len(source),
         },

@@ -18,6 +18,7 @@ class DataSettings:
     name: str = MISSING  # a source of slotzoo.data: dmlab, dmlab_encoded
     root: str | None = None  # the published data set; without it the embedded double is generated
     length: int = 300  # frames of a training clip
+    test_length: int | None = None  # frames of a held-out clip, where rollouts go on for longer; default: length
     size: int = 64  # side of a frame in pixels (of the double; a real set has its own)
     clips: int = 2000  # training clips of the double
     test_clips: int = 64  # held-out clips of the double

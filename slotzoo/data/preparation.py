@@ -228,6 +228,7 @@ def prepare(
             "name": source.name,
             "provenance": source.provenance,
             "fingerprint": source.fingerprint,
+            "about": getattr(source, "about", ""),  # what a generator was fed with
             "spec": spec_to_json(source.spec),
             "chunk": chunk,
             "options": getattr(source, "options", {}),  # of the reader: what crop, filter and size made of it

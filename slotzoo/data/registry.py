@@ -13,25 +13,16 @@ from slotzoo.data.image_sets import IMAGE_SETS
 from slotzoo.data.preparation import Progress
 from slotzoo.data.sources.array_record import MANIFEST, ArrayRecordSource
 from slotzoo.data.sources.folders import checked_root
-from slotzoo.data.sources.teco import TecoSource
-from slotzoo.data.sources.tfds import EncodedSource
 from slotzoo.data.spec import Source
-from slotzoo.data.synthetic.maze import MazeSource
-from slotzoo.data.synthetic.tokens import MazeTokenSource
+from slotzoo.data.video_sets import VIDEO_SETS
 from slotzoo.errors import ConfigError, DataError, nearest
 
 
 Split = Literal["train", "val", "test"]
 
 
-_VIDEO = ("length", "size", "clips", "seed")
 _ENTRIES: dict[str, Entry] = {
-    "dmlab": Entry(
-        TecoSource, MazeSource, (*_VIDEO, "depth", "layout"), "DMLab mazes (TECO): 64 x 64 video and actions"
-    ),
-    "dmlab_encoded": Entry(
-        EncodedSource, MazeTokenSource, _VIDEO, "DMLab mazes (TECO) as 16 x 16 VQ-GAN tokens and actions"
-    ),
+    **VIDEO_SETS,
     **IMAGE_SETS,
 }
 

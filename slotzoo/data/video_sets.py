@@ -5,6 +5,7 @@ A record has `video` uint8 (time, size, size, channel) or `tokens` int32 (time, 
 """
 
 import functools
+from typing import Literal
 
 from slotzoo.data.entries import Entry
 from slotzoo.data.sources.moving_mnist import open_moving_mnist
@@ -13,24 +14,24 @@ from slotzoo.data.sources.teco import TecoSource
 from slotzoo.data.sources.tfds import EncodedSource
 from slotzoo.data.synthetic.maze import MazeSource
 from slotzoo.data.synthetic.moving_mnist import MovingMnistSource
-from slotzoo.data.synthetic.tokens import TokenSource
-from slotzoo.data.synthetic.worlds import WorldSource
+from slotzoo.data.synthetic.tokens import MazeTokenSource
+from slotzoo.data.synthetic.worlds import World, WorldSource
 
 
 _VIDEO = ("length", "size", "clips", "seed")
 _GENERATOR = (*_VIDEO, "digits", "digit_size", "step", "mnist")
 
 
-def _encoded(name: str, title: str) -> Entry:
+def _encoded(name: World | Literal["dmlab"], title: str) -> Entry:
     return Entry(
         functools.partial(EncodedSource, name=f"{name}_encoded"),
-        functools.partial(TokenSource, name),
+        functools.partial(MazeTokenSource, world=name),
         _VIDEO,
         f"{title} as 16 x 16 VQ-GAN tokens and actions",
     )
 
 
-def _world(name: str, title: str) -> Entry:
+def _world(name: World, title: str) -> Entry:
     return Entry(functools.partial(Mp4Source, name), functools.partial(WorldSource, name), _VIDEO, title)
 
 
@@ -49,6 +50,5 @@ VIDEO_SETS: dict[str, Entry] = {
         _GENERATOR,
         "Moving-MNIST (ConvSSM): 64 x 64 grey video of two digits",
         reader_options=_GENERATOR,
-        generates=True,
     ),
 }

@@ -84,6 +84,7 @@ class ArrayRecordSource:
         manifest = read_manifest(self.folder)
         self.name: str = manifest["name"]
         self.provenance: Provenance = manifest["provenance"]
+        self.about: str = manifest.get("about", "")
         self.skipped: list[int] = manifest["skipped"]
         self._spec: dict[str, FieldSpec] = manifest["spec"]
         self._origin: str = manifest["fingerprint"]

@@ -164,9 +164,13 @@ class MovingMnistFiles:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         return DataError(f"{where}: cannot be read ({first}); fetch the file again or use on_error=skip.")
 
-    @functools.cached_property
+    @property
     def spec(self) -> dict[str, FieldSpec]:
         """That of Moving-MNIST, at the frame size of the first clip that can be read."""
+        return self._spec
+
+    @functools.cached_property
+    def _spec(self) -> dict[str, FieldSpec]:
         problem: DataError | None = None
         for index in range(min(20, len(self))):
             try:
@@ -182,9 +186,13 @@ class MovingMnistFiles:
             return moving_mnist_spec(shape[1])
         raise problem or DataError(f"{self._root}: no clip can be read.")
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
         """Of the paths and sizes of the files."""
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         return files_fingerprint(self._root, self._files)
 
     def __len__(self) -> int:

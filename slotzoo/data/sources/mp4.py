@@ -22,6 +22,7 @@ from slotzoo.errors import DataError
 
 if TYPE_CHECKING:
     import av
+    from av.container import InputContainer
 
 Split = Literal["train", "test"]
 
@@ -82,14 +83,14 @@ def count_frames(path: pathlib.Path, where: str) -> int:
         ) from error
 
 
-def _video_stream(container: "av.container.InputContainer", where: str) -> "av.VideoStream":
+def _video_stream(container: "InputContainer", where: str) -> "av.VideoStream":
     if not container.streams.video:
         raise DataError(f"{where}: holds no video stream.")
     return container.streams.video[0]
 
 
 def _decoded(
-    container: "av.container.InputContainer", stream: "av.VideoStream", start: int, length: int
+    container: "InputContainer", stream: "av.VideoStream", start: int, length: int
 ) -> list[np.ndarray] | None:
     """Up to `length` frames from number `start` on; None where the seek landed after it."""
     rate, base = stream.average_rate, stream.time_base
@@ -134,9 +135,13 @@ class Mp4Source:
     def __repr__(self) -> str:
         return f"Mp4Source({self.name!r}, {self.split!r}, clips={len(self)})"
 
-    @functools.cached_property
+    @property
     def spec(self) -> dict[str, FieldSpec]:
         """The fields, at the frame size of the first clip that can be read."""
+        return self._spec
+
+    @functools.cached_property
+    def _spec(self) -> dict[str, FieldSpec]:
         problem: DataError | None = None
         for path in self._files[:20]:
             try:
@@ -149,9 +154,13 @@ class Mp4Source:
             return world_spec(height)
         raise problem or DataError(f"{self._root}: no clip can be read.")
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
         """Of the paths and sizes of the files."""
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         return files_fingerprint(self._root, self._files)
 
     def __len__(self) -> int:

@@ -82,10 +82,11 @@ class EncodedSource:
     """Records in the order of the shards, read at random through the offsets of their headers, checksums
     verified."""
 
-    name = "dmlab_encoded"
-
-    def __init__(self, root: str | pathlib.Path, split: Split, *, codes: int = 1024):
-        root = checked_root(root, "encoded DMLab")
+    def __init__(
+        self, root: str | pathlib.Path, split: Split, *, codes: int = 1024, name: str = "dmlab_encoded"
+    ):
+        self.name = name
+        root = checked_root(root, name)
         folder = _version_folder(root, split)
         self._root, self.split = root, split
         self.provenance: Provenance = provenance_of(root)

@@ -19,7 +19,7 @@ FORWARD, LEFT, RIGHT, BACK, STRAFE_LEFT, STRAFE_RIGHT = range(6)
 ACTIONS = 6
 HEADINGS = 24  # a turn is 15 degrees
 STEP = 0.2
-Layout = Literal["backtracker", "labmaze"]
+Layout = Literal["backtracker", "labmaze", "rooms", "field"]
 _REACHED = 0.3
 _MARGIN = 0.22  # how near the agent's eye comes to a wall
 # Rounded, so that the last bit of a platform's libm cannot change a video.
@@ -88,9 +88,42 @@ def _labmaze(rng: np.random.Generator, cells: int) -> np.ndarray:
     return np.asarray(maze.entity_layer) == "*"
 
 
+def _rooms(rng: np.random.Generator, cells: int) -> np.ndarray:
+    """Rooms of three by three squares in a grid, a door between all neighbours that a maze of rooms joins."""
+    count = max(1, cells // 2)
+    joined = _backtracker(rng, count)
+    side = 4 * count + 1
+    solid = np.zeros((side, side), bool)
+    solid[::4], solid[:, ::4] = True, True
+    for row in range(1, 2 * count, 2):
+        for column in range(2, 2 * count, 2):
+            if not joined[row, column]:
+                solid[2 * row, 2 * column] = False
+            if not joined[column, row]:
+                solid[2 * column, 2 * row] = False
+    return solid
+
+
+def _field(rng: np.random.Generator, cells: int) -> np.ndarray:
+    """An open field with blocks here and there; those that would shut a part of it in are left out."""
+    side = 2 * cells + 1
+    solid = np.ones((side, side), bool)
+    solid[1:-1, 1:-1] = False
+    places = [(r, c) for r in range(2, side - 2, 2) for c in range(2, side - 2, 2)]
+    for i in rng.permutation(len(places))[: len(places) // 2]:
+        row, column = places[i]
+        solid[row, column] = True
+        if rng.random() < 0.5:  # two squares long; the squares at odd places stay free, so all stay joined
+            solid[row, column + 1 if rng.random() < 0.5 else column - 1] = True
+    return solid
+
+
+_LAYOUTS = {"backtracker": _backtracker, "labmaze": _labmaze, "rooms": _rooms, "field": _field}
+
+
 def make_maze(rng: np.random.Generator, cells: int = 7, layout: Layout = "backtracker") -> Maze:
     """One maze in one of the five styles; wall and floor textures change between regions of 5 x 5 squares."""
-    solid = (_labmaze if layout == "labmaze" else _backtracker)(rng, cells)
+    solid = _LAYOUTS[layout](rng, cells)
     walls, floors = styles()[int(rng.integers(len(styles())))]
     regions = len(solid) // 5 + 1
     index = np.arange(len(solid)) // 5

@@ -1,11 +1,12 @@
-"""The embedded double of encoded DMLab: maze videos as grids of palette codes.
+"""The embedded doubles of the encoded sets: videos as grids of palette codes.
 
-The published tokens need the VQ-GAN that made them. Here the mean colour of each 4 x 4 patch is rounded to 3, 4
-and 3 bits of red, green and blue: 1024 codes with the same grid and range, which a palette turns back into a
-picture.
+The published tokens need the VQ-GAN that made them. Here the mean colour of each patch (4 x 4 pixels of DMLab's
+frames, 8 x 8 of the larger ones) is rounded to 3, 4 and 3 bits of red, green and blue: 1024 codes with the same
+grid and range, which a palette turns back into a picture.
 """
 
 import hashlib
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -13,6 +14,7 @@ from jaxtyping import Int32, UInt8
 from slotzoo.data.sources.tfds import encoded_spec
 from slotzoo.data.spec import FieldSpec, Provenance, Record
 from slotzoo.data.synthetic.maze import MazeSource, Split
+from slotzoo.data.synthetic.worlds import World, WorldSource
 from slotzoo.errors import ConfigError
 
 
@@ -21,12 +23,12 @@ _BITS = (3, 4, 3)
 
 
 def encode_patches(
-    video: UInt8[np.ndarray, "time height width 3"],
+    video: UInt8[np.ndarray, "time height width 3"], patch: int = PATCH
 ) -> Int32[np.ndarray, "time rows columns"]:
     """Palette code of each patch: red in the highest bits, blue in the lowest."""
     time, height, width, _ = video.shape
-    patches = video.reshape(time, height // PATCH, PATCH, width // PATCH, PATCH, 3)
-    mean = patches.sum((2, 4), dtype=np.int32) // PATCH**2
+    patches = video.reshape(time, height // patch, patch, width // patch, patch, 3)
+    mean = patches.sum((2, 4), dtype=np.int32) // patch**2
     code = np.zeros(mean.shape[:-1], np.int32)
     for channel, bits in enumerate(_BITS):
         code = (code << bits) | (mean[..., channel] >> (8 - bits))
@@ -45,34 +47,54 @@ def palette() -> UInt8[np.ndarray, "codes 3"]:
 
 
 class MazeTokenSource:
-    """`MazeSource` with its frames turned into codes: `tokens` (length, size / 4, size / 4), `actions`
-    (length,)."""
+    """The double of `world` with its frames turned into codes: `tokens` (length, size / patch, size / patch),
+    `actions` (length,)."""
 
-    name = "dmlab_encoded"
     provenance: Provenance = "embedded double"
 
-    def __init__(self, split: Split, *, length: int = 300, size: int = 64, clips: int = 2000, seed: int = 0):
-        if size % PATCH:
-            raise ConfigError(f"Encoded maze videos need a size that is a multiple of {PATCH}, got {size}.")
-        self._mazes = MazeSource(split, length=length, size=size, clips=clips, seed=seed)
+    def __init__(
+        self,
+        split: Split,
+        *,
+        length: int = 300,
+        size: int | None = None,
+        clips: int = 2000,
+        seed: int = 0,
+        world: World | Literal["dmlab"] = "dmlab",
+    ):
+        self.patch = PATCH if world == "dmlab" else 2 * PATCH
+        size = 16 * self.patch if size is None else size
+        if size % self.patch:
+            raise ConfigError(
+                f"Encoded {'maze' if world == 'dmlab' else world} videos need a size that is a multiple of "
+                f"{self.patch}, got {size}."
+            )
+        self.name = f"{world}_encoded"
+        self.size = size
+        self._videos: MazeSource | WorldSource
+        if world == "dmlab":
+            self._videos = MazeSource(split, length=length, size=size, clips=clips, seed=seed)
+        else:
+            self._videos = WorldSource(world, split, length=length, size=size, clips=clips, seed=seed)
 
     def __repr__(self) -> str:
-        return f"MazeTokenSource({self._mazes!r})"
+        return f"MazeTokenSource({self._videos!r})"
 
     @property
     def spec(self) -> dict[str, FieldSpec]:
-        return encoded_spec(self._mazes.size // PATCH, 1 << sum(_BITS))
+        return encoded_spec(self.size // self.patch, 1 << sum(_BITS))
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(f"palette {PATCH} {_BITS} {self._mazes.fingerprint}".encode()).hexdigest()[:16]
+        identity = f"palette {self.patch} {_BITS} {self._videos.fingerprint}"
+        return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
-        return len(self._mazes)
+        return len(self._videos)
 
     def __getitem__(self, index: int) -> Record:
-        record = self._mazes[index]
-        return {"tokens": encode_patches(record["video"]), "actions": record["actions"]}
+        record = self._videos[index]
+        return {"tokens": encode_patches(record["video"], self.patch), "actions": record["actions"]}
 
     def close(self) -> None:
         """Nothing is held open."""
