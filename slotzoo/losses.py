@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int
 
 
@@ -87,3 +88,27 @@ def pixel_loss(
     difference = prediction.astype(jnp.float32) - target.astype(jnp.float32)
     each = squared * jnp.square(difference) + (1 - squared) * jnp.abs(difference)
     return each.sum((-2, -1)).mean(-1)
+
+
+# Set prediction (Slot Attention, 2020; DETR, 2020).
+
+
+def huber(x: Float[Array, "*shape"], delta: float = 1.0) -> Float[Array, "*shape"]:
+    """`x^2 / 2` below `delta`, `delta (|x| - delta / 2)` above."""
+    size = jnp.abs(x)
+    return jnp.where(size < delta, 0.5 * jnp.square(x), delta * (size - 0.5 * delta))
+
+
+def pairwise_huber(
+    targets: Float[Array, "object feature"], predictions: Float[Array, "slot feature"]
+) -> Float[Array, "object slot"]:
+    """The Huber distance of every target to every prediction, mean over features."""
+    difference = predictions[None, :, :].astype(jnp.float32) - targets[:, None, :].astype(jnp.float32)
+    return jnp.mean(huber(difference), axis=-1)
+
+
+def hungarian_loss(cost: Float[Array, "object slot"]) -> Float[Array, ""]:
+    """The least sum of costs of a one-to-one assignment; the gradient is that of the assigned entries."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        rows, columns = optax.assignment.hungarian_algorithm(jax.lax.stop_gradient(cost))
+    return jnp.sum(cost[rows, columns])

@@ -8,8 +8,6 @@ from tests.parity.harness import cases, run_case
 LATER = {
     "sa_*": "Slot Attention is not in the zoo yet",
     "gnm_*": "GNM is not in the zoo yet",
-    "metrics_*": "the metrics of segmentation and detection are not in the zoo yet",
-    "schedules*": "the schedules of object discovery are not in the zoo yet",
     "slate_lightning*": "Lightning checkpoints cannot be read yet",
 }
 
