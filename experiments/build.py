@@ -90,9 +90,16 @@ def eval_batches(run: RunSettings, opened: Source) -> BatchDataset:
         prefetch=data.prefetch,
         on_error=data.on_error,  # type: ignore[arg-type]
         max_skips=data.max_skips,
-        length=_length(opened, data.length),
+        length=_length(opened, _held_out_length(run)),
         limit=run.eval.clips,
     )
+
+
+def _held_out_length(run: RunSettings) -> int:
+    """Frames of a held-out clip: no more than the longest rollout needs."""
+    whole = run.data.test_length or run.data.length
+    longest = max((rollout.length or whole for rollout in run.eval.rollouts), default=run.data.length)
+    return max(longest, min(run.data.length, whole))
 
 
 def _length(opened: Source, length: int) -> int | None:
@@ -128,12 +135,13 @@ def task(run: RunSettings) -> TokenizerTask | VideoPredictionTask:
         return TokenizerTask(replaced(TokenizerTaskConfig(), run.options, what="options (of the tokenizer)"))
     measured = run.eval
     config = VideoPredictionConfig(
-        rollouts=tuple(Rollout(r.context, r.actions) for r in measured.rollouts),
+        rollouts=tuple(Rollout(r.context, r.actions, r.length) for r in measured.rollouts),
         samples=measured.samples,
         temperature=measured.temperature,
         lpips=measured.lpips,
         fvd=measured.fvd,
         pictures=measured.pictures,
+        one_step_frames=run.data.length,
     )
     return VideoPredictionTask(replaced(config, run.options, what="options (of video prediction)"))
 

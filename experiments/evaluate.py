@@ -33,6 +33,7 @@ def evaluate(config: DictConfig) -> int:
     for name in ("clips", "batch_size", "samples", "lpips", "fvd"):
         if getattr(asked, name) is not None:
             setattr(settings.eval, name, getattr(asked, name))
+    settings.eval.rollouts = settings.eval.protocol or settings.eval.rollouts
     opened = open_run(folder, settings)
     run, mesh = opened.settings, build.mesh(opened.settings)
     source = build.source(run.data, asked.split)

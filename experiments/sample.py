@@ -33,6 +33,7 @@ def sample(config: DictConfig) -> int:
     settings = folder.read_settings()
     if asked.root is not None:
         settings.data.root = asked.root
+    settings.eval.rollouts = settings.eval.protocol or settings.eval.rollouts
     settings.eval.samples, settings.eval.temperature = asked.samples, asked.temperature
     settings.eval.clips = asked.clips
     settings.eval.batch_size = min(asked.batch_size or settings.eval.batch_size, asked.clips)
@@ -45,12 +46,13 @@ def sample(config: DictConfig) -> int:
     rollouts = task.config.rollouts
     if asked.context is not None:
         rollouts = (Rollout(asked.context, asked.actions),)
+    whole = opened.settings.data.test_length or opened.settings.data.length
     for rollout in rollouts:
-        length = asked.length or opened.settings.data.length
-        if not 1 <= rollout.context < min(length, opened.settings.data.length + 1):
+        length = asked.length or rollout.length or whole
+        if not 1 <= rollout.context < min(length, whole + 1):
             raise ConfigError(
                 f"context={rollout.context}: a rollout of length={length} needs 1 to {length - 1} given frames, no "
-                f"more than the clips have ({opened.settings.data.length})."
+                f"more than the clips have ({whole})."
             )
     source = build.source(opened.settings.data, asked.split)
     top = folder.path / "samples" / f"step_{opened.step}_seed{asked.seed}"
@@ -69,7 +71,7 @@ def sample(config: DictConfig) -> int:
                 made = task.rollout(
                     opened.module, opened.frozen, placed, rollout, key=key, length=asked.length
                 )[valid]
-                real = task.truth(opened.frozen, placed)[valid]
+                real = task.truth(opened.frozen, placed)[valid][:, : made.shape[2]]
                 for clip in range(min(len(real), 4) if number == 0 else 0):
                     shared = min(real.shape[1], made.shape[2])
                     draw_clip(out, rollout, clip, real[clip, :shared], made[clip, 0, :shared])

@@ -18,7 +18,7 @@ class DataSettings:
     name: str = MISSING  # a source of slotzoo.data: dmlab, dmlab_encoded
     root: str | None = None  # the published data set; without it the embedded double is generated
     length: int = 300  # frames of a training clip
-    test_length: int | None = None  # frames of a held-out clip, where rollouts go on for longer; default: length
+    test_length: int | None = None  # frames of a held-out clip, for longer rollouts; default: length
     size: int = 64  # side of a frame in pixels (of the double; a real set has its own)
     clips: int = 2000  # training clips of the double
     test_clips: int = 64  # held-out clips of the double
@@ -85,6 +85,7 @@ class RolloutSettings:
 
     context: int = MISSING  # frames the model sees
     actions: bool = True  # whether it is told the actions
+    length: int | None = None  # frames in all, the given ones included; default: the held-out clip's
 
 
 @dataclasses.dataclass(slots=True)
@@ -94,6 +95,8 @@ class EvalSettings:
     clips: int = 512  # held-out clips
     batch_size: int = 16
     rollouts: list[RolloutSettings] = dataclasses.field(default_factory=list)
+    # What experiments.evaluate and experiments.sample make instead, where that is more than training measures.
+    protocol: list[RolloutSettings] = dataclasses.field(default_factory=list)
     samples: int = 1  # rollouts per clip; metrics take the best of them when there are several
     temperature: float = 1.0
     lpips: bool = True

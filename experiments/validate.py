@@ -35,6 +35,7 @@ CHOICES = {
 }
 POSITIVE = (
     "data.length",
+    "data.test_length",
     "data.size",
     "data.clips",
     "data.test_clips",
@@ -183,11 +184,20 @@ def _check_run(run: RunSettings) -> None:
     batch, parts = run.train.batch_size, run.train.accumulate
     if batch % parts:
         raise ConfigError(f"train.batch_size={batch} is not a multiple of train.accumulate={parts}.")
-    for rollout in run.eval.rollouts:
-        if not 1 <= rollout.context < run.data.length:
+    name = "data.length" if run.data.test_length is None else "data.test_length"
+    whole = run.data.test_length or run.data.length
+    for rollout in (*run.eval.rollouts, *run.eval.protocol):
+        length = rollout.length or whole
+        if length > whole:
             raise ConfigError(
-                f"eval.rollouts: a context of {rollout.context} frames leaves nothing to predict in clips of "
-                f"data.length={run.data.length} frames; choose 1 to {run.data.length - 1}."
+                f"eval.rollouts: a rollout of length={length} frames cannot be measured on held-out clips of "
+                f"{name}={whole} frames; give data.test_length={length}."
+            )
+        if not 1 <= rollout.context < length:
+            frames = f"clips of {name}={whole}" if rollout.length is None else f"rollouts of length={length}"
+            raise ConfigError(
+                f"eval.rollouts: a context of {rollout.context} frames leaves nothing to predict in {frames} "
+                f"frames; choose 1 to {length - 1}."
             )
     if run.data.root is not None and not os.path.isdir(os.path.expanduser(run.data.root)):
         raise ConfigError(

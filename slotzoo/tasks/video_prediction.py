@@ -37,19 +37,23 @@ FRAMES_AT_ONCE = 16
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """One kind of rollout: `context` given frames, with the actions or without."""
+    """One kind of rollout: `context` given frames, with the actions or without, to `length` frames in all (None: as
+    many as the clip has)."""
 
     context: int
     actions: bool = True
+    length: int | None = None
 
     @property
     def name(self) -> str:
-        """As the authors call their folders: `action_144`, `36`."""
-        return f"action_{self.context}" if self.actions else str(self.context)
+        """As the authors call their folders: `action_144`, `36`; with a length `36_to_500`."""
+        name = f"action_{self.context}" if self.actions else str(self.context)
+        return name if self.length is None else f"{name}_to_{self.length}"
 
     @property
     def title(self) -> str:
-        return f"{self.context} frames given, {'with' if self.actions else 'without'} actions"
+        what = f"{self.context} frames given, {'with' if self.actions else 'without'} actions"
+        return what if self.length is None else f"{what}, {self.length - self.context} frames predicted"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +66,7 @@ class VideoPredictionConfig:
     lpips: bool = True
     fvd: bool = False
     pictures: int = 4  # clips drawn per kind of rollout
+    one_step_frames: int | None = None  # of a held-out clip, for the loss of the next frame; None: all
 
     def __post_init__(self):
         if self.samples < 1 or self.temperature < 0 or self.pictures < 0:
@@ -165,9 +170,11 @@ class VideoPredictionTask:
         for number, batch in enumerate(batches):
             if should_stop():
                 break
-            valid = np.asarray(batch.get("valid", np.ones(len(batch["actions"]), bool)))
             arrays = {name: batch[name] for name in ("video", "tokens", "actions") if name in batch}
-            for name, value in _one_step(model, frozen, arrays, jnp.asarray(valid)).items():
+            clips = len(next(iter(arrays.values())))
+            valid = np.asarray(batch.get("valid", np.ones(clips, bool)))
+            first = _cut(arrays, c.one_step_frames)
+            for name, value in _one_step(model, frozen, first, jnp.asarray(valid)).items():
                 sums[name] = np.asarray(sums.get(name, 0) + np.asarray(value, np.float64))
             truth = self.truth(frozen, arrays)
             ceiling = _ceiling(frozen, arrays)
@@ -175,10 +182,11 @@ class VideoPredictionTask:
                 if should_stop():
                     break
                 made = self.rollout(model, frozen, arrays, rollout, key=stream(key, rollout.name, number))
-                protocol.add(truth, {"model": made} | ceiling, valid=valid)
+                compared = {"model": made} | _cut(ceiling, rollout.length)
+                protocol.add(truth[:, : rollout.length], compared, valid=valid)
                 wanted = c.pictures - drawn[rollout]
                 for clip in np.flatnonzero(valid)[:wanted]:
-                    draw_clip(folder, rollout, drawn[rollout], truth[clip], made[clip, 0])
+                    draw_clip(folder, rollout, drawn[rollout], truth[clip, : rollout.length], made[clip, 0])
                     drawn[rollout] += 1
         # Each process measured its own clips. All of them come here, a stopped one too: none waits for another forever.
         sums = sum_over_processes(sums)
@@ -216,29 +224,32 @@ class VideoPredictionTask:
         key: PRNGKeyArray,
         length: int | None = None,
     ) -> UInt8[np.ndarray, "clip sample time height width channel"]:
-        """Continue the first `rollout.context` frames of each clip to `length` frames (default: the clip's own).
+        """Continue the first `rollout.context` frames of each clip to `length` frames (default: the rollout's own
+        length, else the clip's).
 
         The frames that were given come back as they were. Actions are needed for every frame that is predicted.
         """
-        clips = _encoded(frozen, dict(batch))
-        length = clips.shape[1] if length is None else length
-        actions = _actions(batch, *clips.shape[:2])
-        if rollout.actions and length > actions.shape[1]:
+        frames: int = batch["tokens" if "tokens" in batch else "video"].shape[1]
+        total: int = length or rollout.length or frames
+        given = {name: batch[name] for name in ("video", "tokens") if name in batch}
+        clips = _encoded(frozen, _cut(given, rollout.context))
+        actions = _actions(batch, len(clips), frames)
+        if rollout.actions and total > actions.shape[1]:
             raise ConfigError(
-                f"A rollout of {length} frames with actions needs as many actions; the clips have "
+                f"A rollout of {total} frames with actions needs as many actions; the clips have "
                 f"{actions.shape[1]}. Ask for at most {actions.shape[1]} frames, or actions=false."
             )
-        given = actions[:, :length] if rollout.actions else None
-        truth = self.truth(frozen, batch)[:, : rollout.context]
+        told = actions[:, :total] if rollout.actions else None
+        truth = self.truth(frozen, _cut(given, rollout.context))
         samples = []
         for sample in range(self.config.samples):
             keys = jax.random.split(jax.random.fold_in(key, sample), len(clips))
             made = _generate(
                 model,
                 frozen,
-                clips[:, : rollout.context],
-                given,
-                length,
+                clips,
+                told,
+                total,
                 jnp.float32(self.config.temperature),
                 keys,
             )
@@ -257,6 +268,11 @@ def draw_clip(
     name = f"rollout_{rollout.name}_{number}"
     write_png(folder / f"{name}.png", prediction_strip(truth, {"predicted": made}, context=rollout.context))
     write_video(folder / name, side_by_side({"truth": truth, "predicted": made}, context=rollout.context))
+
+
+def _cut(arrays: Mapping[str, Any], length: int | None) -> dict[str, Any]:
+    """The first `length` frames of arrays (clip, time, ...); None keeps all."""
+    return {name: value[:, :length] for name, value in arrays.items()}
 
 
 def _clips(frozen: FirstStage, batch: Mapping[str, Any]) -> Array:
