@@ -6,6 +6,7 @@ from slotzoo.models.convs5 import (
     ConvS5Tokens as ConvS5Tokens,
     ConvS5TokensConfig as ConvS5TokensConfig,
 )
+from slotzoo.models.objects import ObjectsOutput as ObjectsOutput
 from slotzoo.models.registry import (
     ModelCard as ModelCard,
     create_model as create_model,
@@ -15,6 +16,10 @@ from slotzoo.models.registry import (
     register as register,
 )
 from slotzoo.models.slate import SLATE as SLATE, SLATEConfig as SLATEConfig
+from slotzoo.models.slot_attention import (
+    SlotAttentionAutoencoder as SlotAttentionAutoencoder,
+    SlotAttentionConfig as SlotAttentionConfig,
+)
 from slotzoo.models.vqgan import (
     VQGAN as VQGAN,
     Discriminator as Discriminator,

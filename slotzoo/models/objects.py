@@ -1,19 +1,17 @@
-"""What every model of single images says about the objects in one."""
+"""What the models of objects in images share."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
 
 class ObjectsOutput(NamedTuple):
-    """An image taken apart; what a model has no word for is in `extra`, by name.
-
-    `masks` sum to 1 over the slots where every pixel belongs to one; `pictures` are in the value range of the image.
-    """
+    """An image taken apart into slots, in the value range of its model (`config.low` to `config.high`)."""
 
     reconstruction: Float[Array, "height width channel"]
-    masks: Float[Array, "slot height width"]  # in [0, 1]
-    pictures: Float[Array, "slot height width channel"]  # what each slot stands for
+    masks: Float[
+        Array, "slot height width"
+    ]  # each pixel's share of each slot: sums to 1, or less where some is left
+    pictures: Float[Array, "slot height width channel"]  # what each slot paints, before its mask
     slots: Float[Array, "slot dim"]
-    extra: Mapping[str, Shaped[Array, "..."]]
+    extra: dict[str, Any]  # arrays of this model only, by name

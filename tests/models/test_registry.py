@@ -112,6 +112,7 @@ EXAMPLES = {
     "ConvS5PixelsConfig": _pixels,
     "VQGANConfig": _image,
     "SLATEConfig": _objects,
+    "SlotAttentionConfig": _objects,
 }
 
 
