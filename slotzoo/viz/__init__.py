@@ -6,6 +6,14 @@ from slotzoo.viz.images import (
     to_uint8 as to_uint8,
     write_png as write_png,
 )
+from slotzoo.viz.segments import (
+    colour_labels as colour_labels,
+    draw_boxes as draw_boxes,
+    overlay as overlay,
+    processed_labels as processed_labels,
+    raw_labels as raw_labels,
+    without_background as without_background,
+)
 from slotzoo.viz.strips import labelled_rows as labelled_rows, prediction_strip as prediction_strip
 from slotzoo.viz.videos import (
     side_by_side as side_by_side,
