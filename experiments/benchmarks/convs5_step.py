@@ -173,7 +173,7 @@ def published_forward(model: ConvS5Pixels, video: Array) -> Array:
     """Predictions of all frames after the first."""
     us = jnp.swapaxes(published_inputs(model, video[:, :-1]), 0, 1)
     for layer in model.core.sequence.layers:
-        assert layer.norm is not None
+        assert layer.norm is not None and isinstance(layer.ssm, ConvSSM)
         us = published_layer_norm(layer.norm, us + published_layer(layer.ssm, us))
     decode = functools.partial(published_decoder, model.core.decoder)
     return jax.vmap(jax.vmap(decode))(jnp.swapaxes(us, 0, 1))
@@ -184,12 +184,12 @@ def published_step(model: ConvS5Pixels, frame: Array, states: list[Array]) -> tu
     u = published_inputs(model, frame[:, None])[:, 0]
     new = []
     for layer, state in zip(model.core.sequence.layers, states, strict=True):
+        assert layer.norm is not None and isinstance(layer.ssm, ConvSSM)
         decay, b, c = published_kernels(layer.ssm)
         drive = jax.vmap(lambda u, b=b: published_conv(u.astype(jnp.complex64), b))(u)
         state = decay[None, None, None] * state + drive
         new.append(state)
         y = jax.vmap(lambda x, c=c: 2 * published_conv(x, c).real)(state)
-        assert layer.norm is not None
         y = jax.vmap(functools.partial(published_head, layer.ssm))(y)
         u = published_layer_norm(layer.norm, u + y)
     return jax.vmap(functools.partial(published_decoder, model.core.decoder))(u), new
@@ -344,7 +344,7 @@ def layer(batch: int, length: int, *, gradient: bool = False) -> dict[str, timin
     def per_frame(parameters, us):
         ssm = eqx.combine(parameters, static)
         kernels = ssm.discretise()
-        step = lambda state, u: ssm.step(u, state, discretised=kernels)[::-1]
+        step = lambda state, u: ssm.step(u, state, prepared=kernels)[::-1]
         return jax.vmap(lambda u: lax.scan(step, ssm.init_state(16, 16), u)[1])(us)
 
     def form(fn: Any) -> timing.Program:

@@ -18,7 +18,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from slotzoo.nn.activations import Activation
 from slotzoo.nn.conv import conv2d
 from slotzoo.nn.conv_ssm_head import Head, OutputBlock
+from slotzoo.nn.discretise import discretise
 from slotzoo.nn.hippo import hippo, input_planes, log_steps, output_planes
+from slotzoo.nn.recurrence import AbstractRecurrence
 from slotzoo.ops import linear_scan
 
 
@@ -34,7 +36,7 @@ class Discretised(NamedTuple):
     c: Float[Array, "kernel_c kernel_c planes channel"]
 
 
-class ConvSSM(eqx.Module):
+class ConvSSM(AbstractRecurrence):
     """One convolutional state-space layer over a sequence of feature maps.
 
     `planes` is the width of a state, twice its number of complex channels: `ssm_size` numbers per place.
@@ -96,18 +98,9 @@ class ConvSSM(eqx.Module):
 
     def discretise(self) -> Discretised:
         """Zero-order hold in float32: `A = exp(Lambda dt)`, `B = (A - 1) / Lambda B~`."""
-        re, im, step = (v.astype(jnp.float32) for v in (self.lambda_re, self.lambda_im, self.log_step))
-        if self.clip_eigenvalues:
-            re = jnp.minimum(re, -1e-4)
-        z_re, z_im = re * jnp.exp(step), im * jnp.exp(step)
-        growth = jnp.exp(z_re)
-        decay_re, decay_im = growth * jnp.cos(z_im), growth * jnp.sin(z_im)
-        # A - 1 without cancellation for short steps, then times conj(Lambda) / |Lambda|^2.
-        less_re = jnp.expm1(z_re) * jnp.cos(z_im) - 2 * jnp.square(jnp.sin(z_im / 2))
-        norm = jnp.square(re) + jnp.square(im)
-        gain_re = (less_re * re + decay_im * im) / norm
-        gain_im = (decay_im * re - less_re * im) / norm
-
+        decay_re, decay_im, gain_re, gain_im = discretise(
+            self.lambda_re, self.lambda_im, self.log_step, clip=self.clip_eigenvalues
+        )
         b_re, b_im = jnp.split(self.b.astype(jnp.float32), 2, -1)
         c_re, c_im = jnp.split(self.c.astype(jnp.float32), 2, -2)
         gain_re, gain_im = gain_re[None, None, None, :], gain_im[None, None, None, :]
@@ -118,22 +111,23 @@ class ConvSSM(eqx.Module):
             jnp.concatenate([2 * c_re, -2 * c_im], -2),
         )
 
-    def init_state(self, height: int, width: int) -> Float[Array, "{height} {width} {self.planes}"]:
-        """The zero state."""
-        return jnp.zeros((height, width, self.planes))
+    def prepare(self) -> Discretised:
+        """The discretised parameters, kernels in the dtype of the weights."""
+        kernels = self.discretise()
+        return kernels._replace(b=kernels.b.astype(self.b.dtype), c=kernels.c.astype(self.c.dtype))
 
     def __call__(
         self,
         u: Float[Array, "time height width {self.channels}"],
         state: Float[Array, "height width {self.planes}"] | None = None,
         *,
-        discretised: Discretised | None = None,
+        prepared: Discretised | None = None,
     ) -> tuple[Float[Array, "time height width {self.channels}"], Float[Array, "height width {self.planes}"]]:
         """All outputs, parallel over time, and the state after the last one. `state` is zero if None."""
-        kernels = self.discretise() if discretised is None else discretised
+        kernels = self.discretise() if prepared is None else prepared
         if state is None:
             state = self.init_state(*u.shape[1:3])
-        x = self.states(u, state, discretised=kernels)
+        x = self.states(u, state, prepared=kernels)
         y = self.head(conv2d(x, kernels.c), u)
         return y, x[-1].astype(jnp.float32) if len(x) else state
 
@@ -142,10 +136,10 @@ class ConvSSM(eqx.Module):
         u: Float[Array, "time height width {self.channels}"],
         state: Float[Array, "height width {self.planes}"] | None = None,
         *,
-        discretised: Discretised | None = None,
+        prepared: Discretised | None = None,
     ) -> Float[Array, "time height width {self.planes}"]:
         """The states `[Re x | Im x]` after each input."""
-        kernels = self.discretise() if discretised is None else discretised
+        kernels = self.discretise() if prepared is None else prepared
         return linear_scan(kernels.decay, conv2d(u, kernels.b), state, planes="complex")
 
     def step(
@@ -153,10 +147,10 @@ class ConvSSM(eqx.Module):
         u: Float[Array, "height width {self.channels}"],
         state: Float[Array, "height width {self.planes}"],
         *,
-        discretised: Discretised | None = None,
+        prepared: Discretised | None = None,
     ) -> tuple[Float[Array, "height width {self.channels}"], Float[Array, "height width {self.planes}"]]:
         """One output and the next state."""
-        kernels = self.discretise() if discretised is None else discretised
+        kernels = self.discretise() if prepared is None else prepared
         a_re, a_im = (v[None, None, :] for v in jnp.split(kernels.decay, 2))
         x_re, x_im = jnp.split(state, 2, -1)
         turned = jnp.concatenate([a_re * x_re - a_im * x_im, a_re * x_im + a_im * x_re], -1)

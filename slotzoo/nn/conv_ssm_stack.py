@@ -1,4 +1,4 @@
-"""Layers of convolutional state-space models with residuals and norms, one above the other."""
+"""Recurrent layers (ConvS5, S5, ConvLSTM) with residuals and norms, one above the other."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from slotzoo.nn.conv_ssm import ConvSSM, Discretised
 from slotzoo.nn.norm import LayerNorm
+from slotzoo.nn.recurrence import AbstractRecurrence
 
 
 # (from, to), counted from 0: with `skip_connections` the input of one layer is added to that of a later one.
@@ -23,14 +23,14 @@ class ConvSSMLayer(eqx.Module):
     """
 
     norm: LayerNorm | None
-    ssm: ConvSSM
+    ssm: AbstractRecurrence
     dropout: float = eqx.field(static=True)
     prenorm: bool = eqx.field(static=True)
     residual: bool = eqx.field(static=True)
 
     def __init__(
         self,
-        ssm: ConvSSM,
+        ssm: AbstractRecurrence,
         *,
         dropout: float = 0.0,
         use_norm: bool = True,
@@ -42,13 +42,13 @@ class ConvSSMLayer(eqx.Module):
         self.dropout, self.prenorm, self.residual = dropout, prenorm, residual
 
     def before(self, u: Array) -> Array:
-        """What the state-space model is fed with."""
+        """What the recurrence is fed with."""
         return self.norm(u) if self.norm is not None and self.prenorm else u
 
     def after(self, u: Array, y: Array, key: PRNGKeyArray | None) -> Array:
-        """The output from the input `u` and the state-space model's output `y`."""
+        """The output from the input `u` and the recurrence's output `y`."""
         if key is not None and self.dropout > 0:
-            keep = jax.random.bernoulli(key, 1 - self.dropout, (1,) * (y.ndim > 3) + y.shape[-3:])
+            keep = jax.random.bernoulli(key, 1 - self.dropout, (1, *y.shape[1:]))
             y = jnp.where(keep, y / (1 - self.dropout), jnp.zeros_like(y))
         y = u + y if self.residual else y
         return self.norm(y) if self.norm is not None and not self.prenorm else y
@@ -64,12 +64,12 @@ class StackOutput(NamedTuple):
 class PreparedStack(NamedTuple):
     """What `ConvSSMStack.step` needs and a loop over steps should compute once.
 
-    `layers`: the parameters with a leading layer axis, if the stack scans over its layers. `discretised` always
-    has that axis.
+    `layers`: the parameters with a leading layer axis, if the stack scans over its layers. `recurrences`, what each
+    recurrence prepared, always has that axis.
     """
 
     layers: PyTree | None
-    discretised: Discretised
+    recurrences: PyTree
 
 
 class ConvSSMStack(eqx.Module):
@@ -102,11 +102,9 @@ class ConvSSMStack(eqx.Module):
         return jnp.stack([layer.ssm.init_state(height, width) for layer in self.layers])
 
     def prepare(self) -> PreparedStack:
-        """Discretise all layers and stack them, in the dtype that their kernels have."""
-        kernels = [layer.ssm.discretise() for layer in self.layers]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *kernels)
-        dtype = self.layers[0].ssm.b.dtype
-        stacked = stacked._replace(b=stacked.b.astype(dtype), c=stacked.c.astype(dtype))
+        """Prepare all layers and stack what that gives."""
+        prepared = [layer.ssm.prepare() for layer in self.layers]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *prepared)
         return PreparedStack(self._stacked() if self._scans else None, stacked)
 
     def __call__(
@@ -120,7 +118,7 @@ class ConvSSMStack(eqx.Module):
         if state is None:
             state = self.init_state(*u.shape[1:3])
 
-        def one(layer: ConvSSMLayer, u: Array, x0: Array, discretised: None, key: PRNGKeyArray | None):
+        def one(layer: ConvSSMLayer, u: Array, x0: Array, prepared: None, key: PRNGKeyArray | None):
             y, last = layer.ssm(layer.before(u), x0)
             return layer.after(u, y, key), last
 
@@ -136,12 +134,12 @@ class ConvSSMStack(eqx.Module):
     ) -> StackOutput:
         """One output and the next states."""
 
-        def one(layer: ConvSSMLayer, u: Array, x0: Array, discretised: Discretised):
-            y, last = layer.ssm.step(layer.before(u), x0, discretised=discretised)
+        def one(layer: ConvSSMLayer, u: Array, x0: Array, prepared: PyTree):
+            y, last = layer.ssm.step(layer.before(u), x0, prepared=prepared)
             return layer.after(u, y, None), last
 
-        layers, discretised = self.prepare() if prepared is None else prepared
-        return self._through(one, u, (state, discretised), layers)
+        layers, recurrences = self.prepare() if prepared is None else prepared
+        return self._through(one, u, (state, recurrences), layers)
 
     @property
     def _scans(self) -> bool:

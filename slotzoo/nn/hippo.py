@@ -10,9 +10,9 @@ from jaxtyping import Array, Complex128, Float, Float64, PRNGKeyArray
 
 
 class Hippo(NamedTuple):
-    """The diagonalised normal part of HiPPO-LegS, in conjugate-symmetric form.
+    """The diagonalised normal part of HiPPO-LegS, in conjugate-symmetric form unless it was asked for whole.
 
-    `eigenvalues` are the half with negative imaginary parts, `vectors` (V) maps the diagonal state to HiPPO's
+    `eigenvalues` are the half with negative imaginary parts (or all), `vectors` (V) maps the diagonal state to HiPPO's
     coordinates and `inverse` (V^H) back. Each column of V is defined up to a unit phase only.
     """
 
@@ -35,10 +35,11 @@ def normal_matrix(size: int) -> Float64[np.ndarray, "size size"]:
 
 
 @functools.lru_cache
-def hippo(size: int, blocks: int = 1) -> Hippo:
+def hippo(size: int, blocks: int = 1, conjugate: bool = True) -> Hippo:
     """Diagonalise `blocks` copies of HiPPO-LegS on the diagonal of a `size` x `size` matrix.
 
-    Of each block the first half of the eigenvalues is kept, in ascending order of the imaginary part.
+    Of each block the first half of the eigenvalues is kept, in ascending order of the imaginary part; all of them
+    without `conjugate`.
 
     **Raises** `ValueError` if `size` is not an even multiple of `blocks`.
     """
@@ -48,7 +49,7 @@ def hippo(size: int, blocks: int = 1) -> Hippo:
     normal = normal_matrix(block)
     real = np.mean(np.diagonal(normal))
     imaginary, vectors = np.linalg.eigh(-1j * normal)
-    half = block // 2
+    half = block // 2 if conjugate else block
     eye = np.eye(blocks)
     vectors = np.kron(eye, vectors[:, :half])
     return Hippo(np.tile(real + 1j * imaginary[:half], blocks), vectors, vectors.conj().T)
