@@ -6,6 +6,12 @@ from slotzoo.viz.images import (
     to_uint8 as to_uint8,
     write_png as write_png,
 )
+from slotzoo.viz.objects import (
+    Apart as Apart,
+    object_grid as object_grid,
+    picture_row as picture_row,
+    segment_grid as segment_grid,
+)
 from slotzoo.viz.segments import (
     colour_labels as colour_labels,
     draw_boxes as draw_boxes,
