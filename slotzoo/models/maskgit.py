@@ -164,6 +164,12 @@ def hidden_share(ratio: Float[Array, "*n"], schedule: str, places: int) -> Float
     return jnp.clip(share, 1e-6, 1.0)
 
 
+def check_schedule(schedule: str) -> None:
+    """**Raises** `ConfigError` for the name of a schedule that `hidden_share` does not know."""
+    if schedule not in ("cosine", "uniform", "log", "exp"):
+        _exponent(schedule)
+
+
 def _exponent(schedule: str) -> float:
     try:
         return float(schedule.removeprefix("pow"))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from slotzoo.models.convs5_core import ConvS5Config, ssm_layer
+from slotzoo.models.teco_config import TECOConfig
 from slotzoo.nn.attention import KVCache
 from slotzoo.nn.conv import Conv
 from slotzoo.nn.conv_ssm_stack import ConvSSMStack, PreparedStack
@@ -206,3 +207,18 @@ class TransformerTemporal(eqx.Module):
 
     def _start_tokens(self) -> Array:
         return self.start.reshape(self._tokens, -1).astype(self.project.weight.dtype)
+
+
+Temporal = ConvS5Temporal | TransformerTemporal
+
+
+def make_temporal(config: TECOConfig, *, key: PRNGKeyArray) -> Temporal:
+    """The core that `config.temporal` names, over latents of `config.embedding_dim` channels."""
+    channels = config.embedding_dim
+    match config.temporal:
+        case "convs5":
+            return ConvS5Temporal(config, channels, key=key)
+        case _:
+            return TransformerTemporal(
+                config, channels, patch=config.patch, mlp_dim=config.mlp_dim, heads=config.heads, key=key
+            )

@@ -1,0 +1,127 @@
+"""TECO with any temporal core as NVlabs/ConvSSM names and lays out its parameters: rules read in both directions."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from slotzoo.models.teco_config import TECOConfig
+from slotzoo.weights.convert.convssm_convs5 import CODEBOOK, RESNET, STACK, Layout, Rule, same, under
+from slotzoo.weights.convert.convssm_transformer import maskgit, transformer
+
+
+# The seed's transposed convolution turns its kernel round in both axes of space; ours is stored as it is used.
+TURNED = Layout(lambda x, shape: x[::-1, ::-1], lambda x: x[::-1, ::-1])
+
+
+def teco(config: TECOConfig) -> tuple[Rule, ...]:
+    """The rules of a `slotzoo.models.teco.TECO` of this configuration."""
+    tokens = (
+        config.height // config.reduction // config.patch,
+        config.width // config.reduction // config.patch,
+    )
+    sos = Layout(lambda x, shape: x.reshape(shape), lambda x: x.reshape(*tokens, -1))
+    return (
+        *under("encoder/layers_0/", "encoder.", RESNET),
+        *under("decoder/", "decoder.", RESNET),
+        *under("codebook/", "codebook.", CODEBOOK),
+        *under("z_git/", "prior.", maskgit(config.prior_heads)),
+        *under("sequence_model/", "temporal.sequence.", STACK),
+        *under("z_tfm/", "temporal.net.", transformer(config.heads)),
+        *same(
+            ("encoder/layers_1/kernel", "to_latent.weight"),
+            ("encoder/layers_1/bias", "to_latent.bias"),
+            ("sos_post", "first"),
+            ("action_embeds/embedding", "temporal.actions.embedding.table"),
+            ("action_conv/Conv_0/kernel", "temporal.input_conv.weight"),
+            ("action_conv/Conv_0/bias", "temporal.input_conv.bias"),
+            ("z_proj/kernel", "temporal.project.weight"),
+        ),
+        Rule("z_unproj/kernel", "temporal.expand.weight", TURNED),
+        Rule("sos", "temporal.start", sos),
+    )
+
+
+def teco_config(
+    config: Mapping[str, Any], *, num_codes: int, code_dim: int, height: int, width: int
+) -> TECOConfig:
+    """Our configuration of the seed's `teco_convS5`, `teco_S5` and `teco_transformer`.
+
+    The sizes are those of the tokenizer: its codebook, and the map of codes of a frame.
+    """
+    prior, layout = config["z_git"], config["z_git"]["tfm_kwargs"]
+    core = _transformer_core if "z_tfm_kwargs" in config else _state_space_core
+    return TECOConfig(
+        **core(config),
+        num_codes=num_codes,
+        code_dim=code_dim,
+        height=height,
+        width=width,
+        encoder_depths=tuple(config["encoder"]["depths"]),
+        encoder_blocks=config["encoder"]["blocks"],
+        decoder_depths=tuple(config["decoder"]["depths"]),
+        decoder_blocks=config["decoder"]["blocks"],
+        embedding_dim=config["embedding_dim"],
+        latent_codes=config["codebook"]["n_codes"],
+        latent_code_dim=config["codebook"]["proj_dim"],
+        prior_vocab_dim=prior["vocab_dim"],
+        prior_dim=layout["embed_dim"],
+        prior_mlp_dim=layout["mlp_dim"],
+        prior_heads=layout["num_heads"],
+        prior_layers=layout["num_layers"],
+        prior_schedule=prior["mask_schedule"],
+        draft=config["T_draft"],
+        revise=config["T_revise"],
+        rounds=config["M"],
+        use_actions=config["use_actions"],
+        num_actions=config["action_dim"],
+        action_dim=config["action_embed_dim"],
+        action_dropout=config["action_dropout_rate"] if config["dropout_actions"] else 0.0,
+        causal_masking=config["causal_masking"],
+        open_loop_context=config["open_loop_ctx_1"],
+        # An unused value is the text 'None' in some of the published files.
+        hidden_value=-2.0 if config["frame_mask_id"] in (None, "None") else float(config["frame_mask_id"]),
+        drop_loss=config.get("drop_loss_rate", 0.0),
+    )
+
+
+def _state_space_core(config: Mapping[str, Any]) -> dict[str, Any]:
+    ssm, stack = config["ssm"], config["seq_model"]
+    core = dict(
+        layers=stack["n_layers"],
+        d_model=config["d_model"],
+        ssm_size=ssm["ssm_size"],
+        ssm_blocks=ssm["blocks"],
+        dt_min=ssm["dt_min"],
+        dt_max=ssm["dt_max"],
+        clip_eigenvalues=ssm["clip_eigs"],
+        use_norm=stack["use_norm"],
+        prenorm=stack["prenorm"],
+        residual=stack["per_layer_skip"],
+        skip_connections=stack["skip_connections"],
+        dropout=float(stack["dropout"]),
+    )
+    if "z_ds" in config:
+        return core | dict(temporal="s5", patch=config["z_ds"], ssm_groups=1)
+    return core | dict(
+        temporal="convs5",
+        kernel_b=ssm["B_kernel_size"],
+        kernel_c=ssm["C_kernel_size"],
+        kernel_d=ssm["D_kernel_size"],
+        head="none" if ssm["C_D_config"] == "diag_resnet" else ssm["C_D_config"],
+        activation=stack["layer_activation"],
+        ssm_groups=stack["num_groups"],
+        squeeze_excite=stack["squeeze_excite"],
+    )
+
+
+def _transformer_core(config: Mapping[str, Any]) -> dict[str, Any]:
+    layout = config["z_tfm_kwargs"]
+    return dict(
+        temporal="transformer",
+        patch=config["z_ds"],
+        layers=layout["num_layers"],
+        d_model=layout["embed_dim"],
+        mlp_dim=layout["mlp_dim"],
+        heads=layout["num_heads"],
+        dropout=float(layout["dropout"]),
+        ssm_groups=1,
+    )
