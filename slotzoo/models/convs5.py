@@ -217,6 +217,22 @@ _PAPER = "Smith, De Mello, Kautz, Linderman, Byeon: Convolutional State Space Mo
 _SOURCE = "https://github.com/NVlabs/ConvSSM"
 _LICENCE = "NVIDIA Source Code License (non-commercial)"
 
+# Eight by eight codes of a small tokenizer: half a million parameters, minutes on two CPU cores.
+_TOKENS_TINY = dict(
+    height=8,
+    width=8,
+    encoder_depths=(32,),
+    decoder_depths=(64,),
+    decoder_blocks=1,
+    layers=2,
+    d_model=64,
+    ssm_size=64,
+    num_codes=256,
+    code_dim=8,
+    remat=False,
+    scan_layers=False,
+)
+
 register(
     "convs5_dmlab",
     ConvS5TokensConfig(
@@ -245,28 +261,76 @@ register(
         licence=_LICENCE,
         parameters=99_220_336,
         source=_SOURCE,
-        metrics={"fvd": 66.0, "psnr": 23.2, "ssim": 0.769, "lpips": 0.079},
+        metrics={
+            "fvd@36": 66.0,
+            "psnr@action_144": 23.2,
+            "ssim@action_144": 0.769,
+            "lpips@action_144": 0.079,
+        },
         description=(
             "300 frames of 16 x 16 codes of a VQ-GAN, six actions; trained to predict open-loop with actions "
             "and on prediction without. FVD after 36 frames without actions, the rest after 144 with actions."
         ),
     ),
-    # Eight by eight codes of a small tokenizer: half a million parameters, minutes on two CPU cores.
-    tiny=dict(
-        height=8,
-        width=8,
-        encoder_depths=(32,),
-        decoder_depths=(64,),
-        decoder_blocks=1,
-        layers=2,
-        d_model=64,
-        ssm_size=64,
-        num_codes=256,
-        code_dim=8,
-        open_loop_context=12,
-        remat=False,
-        scan_layers=False,
+    tiny={**_TOKENS_TINY, "open_loop_context": 12},
+)
+
+_WORLD = ConvS5TokensConfig(
+    height=16,
+    width=16,
+    encoder_depths=(256,),
+    decoder_depths=(512,),
+    decoder_blocks=4,
+    use_actions=True,
+    num_actions=6,
+    action_dim=16,
+    layers=8,
+    d_model=512,
+    ssm_size=512,
+    drop_loss=0.9,
+    remat=True,
+)
+
+register(
+    "convs5_habitat",
+    dataclasses.replace(_WORLD, action_dropout=0.5),
+    ConvS5Tokens,
+    ModelCard(
+        name="convs5_habitat",
+        title="ConvS5 on Habitat tokens",
+        paper=_PAPER,
+        section="5.3, appendix D",
+        licence=_LICENCE,
+        parameters=99_220_336,
+        source=_SOURCE,
+        metrics={},
+        description=(
+            "300 frames of 16 x 16 codes of 128 x 128 pixels, six actions; half of the clips are predicted without "
+            "their actions, a tenth of the frames counts in each step."
+        ),
     ),
+    tiny=_TOKENS_TINY,
+)
+
+register(
+    "convs5_minecraft",
+    dataclasses.replace(_WORLD, layers=12),
+    ConvS5Tokens,
+    ModelCard(
+        name="convs5_minecraft",
+        title="ConvS5 on Minecraft tokens",
+        paper=_PAPER,
+        section="5.3, appendix D",
+        licence=_LICENCE,
+        parameters=136_988_528,
+        source=_SOURCE,
+        metrics={},
+        description=(
+            "300 frames of 16 x 16 codes of 128 x 128 pixels, six actions, always known; a tenth of the frames counts "
+            "in each step."
+        ),
+    ),
+    tiny=_TOKENS_TINY,
 )
 
 _MNIST = ConvS5PixelsConfig(
@@ -305,7 +369,16 @@ register(
         licence=_LICENCE,
         parameters=21_681_411,
         source=_SOURCE,
-        metrics={},
+        metrics={
+            "fvd@100_to_900": 72.0,
+            "psnr@100_to_900": 16.5,
+            "ssim@100_to_900": 0.761,
+            "lpips@100_to_900": 0.156,
+            "fvd@100_to_1300": 187.0,
+            "psnr@100_to_1300": 14.5,
+            "ssim@100_to_1300": 0.678,
+            "lpips@100_to_1300": 0.23,
+        },
         description="64 x 64 frames with two digits; 100 context frames, up to 1200 generated.",
     ),
     tiny=_MNIST_TINY,
@@ -323,7 +396,16 @@ register(
         licence=_LICENCE,
         parameters=7_409_155,
         source=_SOURCE,
-        metrics={},
+        metrics={
+            "fvd@100_to_900": 47.0,
+            "psnr@100_to_900": 16.4,
+            "ssim@100_to_900": 0.788,
+            "lpips@100_to_900": 0.134,
+            "fvd@100_to_1300": 71.0,
+            "psnr@100_to_1300": 15.6,
+            "ssim@100_to_1300": 0.763,
+            "lpips@100_to_1300": 0.162,
+        },
         description="64 x 64 frames with two digits; 100 context frames, up to 1200 generated. Half as wide.",
     ),
     tiny=_MNIST_TINY,

@@ -170,6 +170,21 @@ def _check(c: VQGANConfig) -> None:
             raise ConfigError(f"VQ-GAN: a level of {width} channels cannot be split into groups={c.groups}.")
 
 
+# Eight by eight tokens of 64 x 64 frames, all codes in use after a few hundred steps.
+_TINY = dict(
+    ch=32,
+    ch_mult=(1, 2),
+    num_res_blocks=1,
+    attn_resolutions=(),
+    z_channels=64,
+    n_embed=128,
+    embed_dim=8,
+    groups=8,
+    patch=4,
+    normalize=True,
+    code_scale=1.0,
+)
+
 register(
     "vqgan_dmlab",
     VQGANConfig(),
@@ -188,17 +203,28 @@ register(
             "training; widths are those of taming-transformers; a converted checkpoint brings its own."
         ),
     ),
-    tiny=dict(
-        ch=32,
-        ch_mult=(1, 2),
-        num_res_blocks=1,
-        attn_resolutions=(),
-        z_channels=64,
-        n_embed=128,
-        embed_dim=8,
-        groups=8,
-        patch=4,
-        normalize=True,
-        code_scale=1.0,
-    ),
+    tiny=_TINY,
 )
+
+# TECO's tokenizers of larger frames: one more level gives as many tokens.
+for _name, _title in (("vqgan_habitat", "Habitat"), ("vqgan_minecraft", "Minecraft")):
+    register(
+        _name,
+        VQGANConfig(resolution=128, ch_mult=(1, 1, 2, 2)),
+        VQGAN,
+        ModelCard(
+            name=_name,
+            title=f"VQ-GAN tokenizer for the 128 x 128 frames of {_title}",
+            paper="Esser, Rombach, Ommer: Taming Transformers for High-Resolution Image Synthesis, CVPR 2021",
+            section="3.1; as the tokenizer of TECO: Yan et al., ICML 2023, appendix",
+            licence="MIT (taming-transformers, TECO)",
+            parameters=25_052_291,
+            source="https://github.com/wilson1yan/teco",
+            metrics={},
+            description=(
+                "16 x 16 tokens of 1024 codes per frame. TECO publishes the frozen weights but not the training; "
+                "widths are those of taming-transformers; a converted checkpoint brings its own."
+            ),
+        ),
+        tiny=dict(_TINY, resolution=64),
+    )

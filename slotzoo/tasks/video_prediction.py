@@ -88,7 +88,7 @@ class FirstStage(eqx.Module):
 
     def frames(
         self, tokens: Int[Array, "clip time height width"]
-    ) -> UInt8[Array, "clip time height2 width2 3"]:
+    ) -> UInt8[Array, "clip time height2 width2 channel"]:
         """The pictures of codes."""
         assert self.tokenizer is not None
         decode = self.tokenizer.decode_tokens
