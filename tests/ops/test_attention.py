@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from slotzoo.ops.attention import attention
+from slotzoo.ops.dropout import keep_mask
 from tests.tolerance import assert_close
 
 
@@ -47,9 +48,32 @@ def test_against_the_formula(form):
     given = None if mask is None else jnp.asarray(mask)
     call = lambda q, k, v: attention(q, k, v, mask=given, causal=causal, scale=scale)
     assert_close(call(query, key, value), plain(query, key, value, visible, scale or 8**-0.5), rtol=1e-5)
-    grads = jax.grad(lambda *a: jnp.sum(jnp.square(call(*a))), (0, 1, 2))(query, key, value)
-    for grad in grads:
-        assert jnp.isfinite(grad).all() and jnp.abs(grad).max() > 0
+
+
+@pytest.mark.parametrize("form", ["none", "mask", "causal", "dropout"])
+def test_gradients(form):
+    """The backward pass written by hand, batched, against automatic differentiation of the formula."""
+    query, key, value = (jnp.stack([x, x[::-1]]) for x in arrays())
+    visible = jnp.asarray(np.random.default_rng(1).random((5, 7)) < 0.5).at[2].set(False)
+    visible = {"mask": visible, "causal": jnp.tril(jnp.ones((5, 7), bool))}.get(form, jnp.ones((5, 7), bool))
+    drop = jax.random.key(3) if form == "dropout" else None
+    keep = jnp.ones((2, 5, 7)) if drop is None else keep_mask(drop, 0.3, (2, 5, 7)) / 0.7
+
+    def formula(q, k, v):
+        logits = jnp.where(visible[None], jnp.einsum("qhd,khd->hqk", q, k) * 8**-0.5, -1e9)
+        weights = jax.nn.softmax(logits) * visible.any(-1)[None, :, None] * keep
+        return jnp.einsum("hqk,khd->qhd", weights, v)
+
+    mask = visible if form == "mask" else None
+    ours = lambda q, k, v: attention(q, k, v, mask=mask, causal=form == "causal", dropout=0.3, dropout_key=drop)
+    cotangent = jnp.cos(jnp.arange(2 * 5 * 2 * 3.0)).reshape(2, 5, 2, 3)
+
+    def both(fn):
+        out, pullback = jax.vjp(jax.vmap(fn), query, key, value)
+        return out, *pullback(cotangent)
+
+    for name, a, b in zip(("out", "query", "key", "value"), both(ours), both(formula), strict=True):
+        assert_close(a, b, rtol=1e-5, what=name)
 
 
 def test_dropout_keeps_the_mean_and_needs_a_key():
@@ -79,3 +103,10 @@ def test_cudnn_is_refused_with_a_reason():
         attention(*half, mask=jnp.ones((5, 7), bool), implementation="cudnn")
     with pytest.raises(ValueError, match="multiple of 8"):
         attention(*(x[..., :6] for x in half), implementation="cudnn")
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.75])
+def test_kept_share(rate):
+    kept = keep_mask(jax.random.key(0), rate, (3, 33333))
+    assert abs(float(kept.mean()) - (1 - rate)) < 0.006
+    assert rate == 0 or not (kept[:, 1:] == kept[:, :-1]).all()
