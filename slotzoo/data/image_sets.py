@@ -5,19 +5,26 @@ map in which 0 is background, and `visible` uint8 (objects,): whether the object
 """
 
 import functools
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
 from slotzoo.data.entries import Entry
+from slotzoo.data.sources.array_sets import open_boxworld, open_ravens, open_shapes3d
+from slotzoo.data.sources.multi_object import (
+    CLEVR_WITH_MASKS,
+    TETROMINOES,
+    open_multi_dsprites,
+    open_multi_object,
+)
+from slotzoo.data.sources.picture_sets import open_clevr, open_clevrtex, open_sketchy
 from slotzoo.data.spec import Source
 from slotzoo.data.synthetic.clevr import ClevrScenes, Variant
 from slotzoo.data.synthetic.images import Scenes, Split, SyntheticImages
-from slotzoo.data.synthetic.sprites import MultiDSprites, Tetrominoes
-from slotzoo.errors import DataError
+from slotzoo.data.synthetic.rooms import Rooms
+from slotzoo.data.synthetic.sprites import BoxWorld, MultiDSprites, Tetrominoes
+from slotzoo.data.synthetic.tables import TableScenes
 
 
-_SPLITS = ("train", "val", "test")
 _DOUBLE = ("clips", "seed", "size")
 _CLEVR = (*_DOUBLE, "max_objects", "min_objects")
 
@@ -34,48 +41,96 @@ def _double(
     return SyntheticImages(name, scenes(**options), split, clips=clips, seed=seed)
 
 
-def _unread(name: str, root: pathlib.Path, split: Split, **options: Any) -> Source:
-    raise DataError(f"data.root={root}: published files of {name} cannot be read yet; leave data.root out.")
-
-
 def _clevrtex(*, variant: Variant = "full", **options: Any) -> ClevrScenes:
     return ClevrScenes(textured=variant, **options)
 
 
-IMAGE_SETS: dict[str, Entry] = {
-    "clevr": Entry(
-        functools.partial(_unread, "clevr"),
-        functools.partial(_double, "clevr", functools.partial(ClevrScenes, masks=False)),
+def _sketchy(**options: Any) -> TableScenes:
+    return TableScenes(masks=False, max_objects=4, min_objects=1, **options)
+
+
+_VIEW = ("cache", "size", "antialias")
+_COUNTED = ("cache", "size", "max_objects", "masks")
+_MULTI = (*_COUNTED, "crop", "antialias", "seed_counting", "seed_splits")
+
+
+def _entry(
+    name: str,
+    reader: Callable[..., Source],
+    scenes: Callable[..., Scenes],
+    options: tuple[str, ...],
+    reader_options: tuple[str, ...],
+    title: str,
+) -> Entry:
+    double = functools.partial(_double, name, scenes)
+    return Entry(reader, double, options, title, reader_options, ("train", "val", "test"))
+
+
+_ENTRIES = (
+    (
+        "clevr",
+        open_clevr,
+        functools.partial(ClevrScenes, masks=False),
         (*_CLEVR, "attributes"),
+        (*_VIEW, "max_objects", "crop", "attributes"),
         "CLEVR v1: pictures and scene files, no masks; targets of set prediction with attributes=true",
-        splits=_SPLITS,
     ),
-    "clevr_with_masks": Entry(
-        functools.partial(_unread, "clevr_with_masks"),
-        functools.partial(_double, "clevr_with_masks", ClevrScenes),
-        (*_CLEVR, "attributes"),
+    (
+        "clevr_with_masks",
+        functools.partial(open_multi_object, CLEVR_WITH_MASKS),
+        ClevrScenes,
+        _CLEVR,
+        _MULTI,
         "CLEVR with masks (Multi-Object Datasets)",
-        splits=_SPLITS,
     ),
-    "clevrtex": Entry(
-        functools.partial(_unread, "clevrtex"),
-        functools.partial(_double, "clevrtex", _clevrtex),
+    (
+        "clevrtex",
+        open_clevrtex,
+        _clevrtex,
         (*_CLEVR, "variant"),
+        (*_COUNTED, "crop", "variant"),
         "ClevrTex: textured scenes with masks, in the variants full, pbg, vbg, grassbg, camo and outd",
-        splits=_SPLITS,
     ),
-    "tetrominoes": Entry(
-        functools.partial(_unread, "tetrominoes"),
-        functools.partial(_double, "tetrominoes", Tetrominoes),
+    (
+        "tetrominoes",
+        functools.partial(open_multi_object, TETROMINOES),
+        Tetrominoes,
         _DOUBLE,
+        _MULTI,
         "Tetrominoes (Multi-Object Datasets): three pieces on black, 35 x 35, with masks",
-        splits=_SPLITS,
     ),
-    "multi_dsprites": Entry(
-        functools.partial(_unread, "multi_dsprites"),
-        functools.partial(_double, "multi_dsprites", MultiDSprites),
+    (
+        "multi_dsprites",
+        open_multi_dsprites,
+        MultiDSprites,
         (*_DOUBLE, "variant"),
+        (*_MULTI, "variant"),
         "Multi-dSprites (Multi-Object Datasets): sprites over one another, 64 x 64, with masks",
-        splits=_SPLITS,
     ),
-}
+    (
+        "shapes3d",
+        open_shapes3d,
+        Rooms,
+        _DOUBLE,
+        (*_VIEW, "seed_splits"),
+        "3D Shapes: one object in a room, 64 x 64, with its six factors",
+    ),
+    (
+        "ravens",
+        open_ravens,
+        TableScenes,
+        _CLEVR,
+        (*_COUNTED, "crop", "antialias"),
+        "RAVENS: a robot's table, with masks",
+    ),
+    ("sketchy", open_sketchy, _sketchy, _DOUBLE, _VIEW, "Sketchy: a robot's view, 128 x 128, no masks"),
+    (
+        "boxworld",
+        open_boxworld,
+        BoxWorld,
+        (*_DOUBLE, "max_objects"),
+        (*_COUNTED, "grouped"),
+        "BoxWorld of the object-discovery code: keys and locks on a grid, with masks",
+    ),
+)
+IMAGE_SETS: dict[str, Entry] = {entry[0]: _entry(*entry) for entry in _ENTRIES}

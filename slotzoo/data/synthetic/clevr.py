@@ -33,7 +33,7 @@ MATERIALS = ("rubber", "metal")
 SHAPES = ("cylinder", "cube", "sphere")
 SIZES = ("small", "large")
 TARGET = 3 + len(SIZES) + len(MATERIALS) + len(SHAPES) + len(COLORS) + 1
-_RGB = (
+RGB = (
     np.asarray(
         [
             (87, 87, 87),
@@ -56,11 +56,11 @@ _CROP = (29, 64, 192)  # top, left, side
 _LIGHT = np.asarray([-0.6, -5.2, 6.8], np.float32)
 _FILL = np.asarray([0.8, 0.1, 0.5916], np.float32)
 _SOFT = ((-0.35, -0.35), (0.35, -0.35), (-0.35, 0.35), (0.35, 0.35))  # of the light's place, a sample each
-_LEAST = 0.003  # of the picture: an object that shows less is hidden, and the scene drawn again
+LEAST = 0.003  # of the picture: an object that shows less is hidden, and the scene drawn again
 Variant = Literal["full", "pbg", "vbg", "grassbg", "camo", "outd"]
 
 
-class _Surface(NamedTuple):
+class Surface(NamedTuple):
     """What the objects are made of; `materials` and `ground` are textures, None where a surface is plain."""
 
     rgb: np.ndarray  # (n, 3)
@@ -111,13 +111,13 @@ class ClevrScenes:
         while True:
             camera = _camera(rng)
             count = int(rng.integers(self.min_objects, self.max_objects + 1))
-            placed = _place(rng, camera, count, _RADII if self.textured is None else _TEX_RADII)
+            placed = place_objects(rng, camera, count, _RADII if self.textured is None else _TEX_RADII)
             if placed is None:
                 continue
             solids, sizes = placed
             hits = trace(solids, camera, self.size)
             mask = majority(hits.label)
-            if np.bincount(mask.ravel(), minlength=count + 1)[1:].min() >= _LEAST * mask.size:
+            if np.bincount(mask.ravel(), minlength=count + 1)[1:].min() >= LEAST * mask.size:
                 break
         colors, metal = rng.integers(len(COLORS), size=count), rng.integers(2, size=count)
         surface = _surface(rng, self.textured, colors, metal)
@@ -164,11 +164,14 @@ def _camera(rng: np.random.Generator) -> Camera:
     )
 
 
-def _place(
-    rng: np.random.Generator, camera: Camera, count: int, radii: tuple[float, ...]
+def place_objects(
+    rng: np.random.Generator, camera: Camera, count: int, radii: tuple[float, ...], shapes: int = 3
 ) -> tuple[Solids, np.ndarray] | None:
-    """Objects inside the picture with room between them, and their sizes; None where there was no room."""
-    shape, sizes = rng.integers(3, size=count), rng.integers(len(radii), size=count)
+    """Objects inside the picture with room between them, and their sizes; None where there was no room.
+
+    `shapes` takes the first so many of cylinder, cube and sphere.
+    """
+    shape, sizes = rng.integers(shapes, size=count), rng.integers(len(radii), size=count)
     radius = np.asarray(radii)[sizes]
     # Rounded, so that the last bit of a platform's libm cannot change a picture.
     turn = rng.integers(360, size=count) * (np.pi / 180)
@@ -192,10 +195,10 @@ def _place(
 
 def _surface(
     rng: np.random.Generator, textured: Variant | None, colors: np.ndarray, metal: np.ndarray
-) -> _Surface:
-    rgb = _RGB[colors] ** 2  # light, of which the picture shows the root
+) -> Surface:
+    rgb = RGB[colors] ** 2  # light, of which the picture shows the root
     if textured is None:
-        return _Surface(rgb, metal, None, None)
+        return Surface(rgb, metal, None, None)
     materials = [random_material(rng) for _ in colors]
     ground = random_material(rng)
     if textured == "camo":
@@ -203,10 +206,10 @@ def _surface(
     if textured == "grassbg":
         shades = np.asarray([0.10, 0.25, 0.04]), np.asarray([0.25, 0.45, 0.10])
         ground = Material("noise", 4.0, *shades, ground.offset)
-    return _Surface(rgb, metal, None if textured == "vbg" else materials, None if textured == "pbg" else ground)
+    return Surface(rgb, metal, None if textured == "vbg" else materials, None if textured == "pbg" else ground)
 
 
-def _albedo(solids: Solids, hits: Hits, surface: _Surface) -> list[np.ndarray]:
+def _albedo(solids: Solids, hits: Hits, surface: Surface) -> list[np.ndarray]:
     """Colour of the surface at every hit, three planes."""
     grey = np.asarray([[0.40, 0.395, 0.385]])
     table = np.concatenate([grey, surface.rgb]).astype(np.float32)
@@ -226,7 +229,7 @@ def _albedo(solids: Solids, hits: Hits, surface: _Surface) -> list[np.ndarray]:
     return colour
 
 
-def shade(solids: Solids, hits: Hits, surface: _Surface) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def shade(solids: Solids, hits: Hits, surface: Surface) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Light that reaches the camera: a lamp with soft shadows, a weaker one without, ambient light, gloss."""
     n, d = hits.normal, hits.ray
     soft = np.asarray(_SOFT, np.float32)[:, :, None, None]

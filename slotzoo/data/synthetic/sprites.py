@@ -177,3 +177,51 @@ def _paint(mask: np.ndarray, shape: int, scale: float, turn: int, x: float, y: f
         r = p * p + q * q - 1
         inside = r * r * r < p * p * q * q * q
     mask[inside] = label
+
+
+_GRID = 14
+_BOX_CELL = 3  # pixels
+_BOX_GREY = 134
+
+
+@dataclasses.dataclass(frozen=True)
+class BoxWorld:
+    """Boxes of two cells, a key and its lock, on a grid of 14 x 14 cells: 42 x 42 pixels, 2 to `max_objects` boxes.
+
+    Another `size` resamples the nearest pixel, as the seed's reader does.
+    """
+
+    size: int = _GRID * _BOX_CELL
+    max_objects: int = 5
+
+    def __post_init__(self):
+        if self.size < 1 or not 1 <= self.max_objects <= 9:
+            raise ConfigError(
+                f"BoxWorld needs a size of at least 1 pixel and 1 to 9 objects, got {self.size} and "
+                f"{self.max_objects}."
+            )
+
+    @property
+    def version(self) -> int:
+        return 1
+
+    @property
+    def spec(self) -> dict[str, FieldSpec]:
+        return image_fields(self.size, self.size, self.max_objects)
+
+    def draw(self, rng: np.random.Generator) -> Record:
+        count = int(rng.integers(min(2, self.max_objects), self.max_objects + 1))
+        mask, image = np.zeros((_GRID, _GRID), np.uint8), np.full((_GRID, _GRID, 3), _BOX_GREY, np.uint8)
+        for label in range(1, count + 1):
+            while True:
+                row, column = int(rng.integers(_GRID)), int(rng.integers(_GRID - 1))
+                # A free cell all around, so that neighbours are told apart.
+                around = mask[max(0, row - 1) : row + 2, max(0, column - 1) : column + 3]
+                if not around.any():
+                    break
+            mask[row, column : column + 2] = label
+            image[row, column : column + 2] = rng.integers(256, size=(2, 3))
+        grown = [np.repeat(np.repeat(x, _BOX_CELL, 0), _BOX_CELL, 1) for x in (image, mask)]
+        image, mask = (resize_nearest(x, (self.size, self.size)) for x in grown)
+        visible = (np.arange(self.max_objects) < count).astype(np.uint8)
+        return {"image": np.ascontiguousarray(image), "mask": np.ascontiguousarray(mask), "visible": visible}
