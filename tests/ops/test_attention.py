@@ -57,11 +57,11 @@ def test_gradients(form):
     visible = jnp.asarray(np.random.default_rng(1).random((5, 7)) < 0.5).at[2].set(False)
     visible = {"mask": visible, "causal": jnp.tril(jnp.ones((5, 7), bool))}.get(form, jnp.ones((5, 7), bool))
     drop = jax.random.key(3) if form == "dropout" else None
-    keep = jnp.ones((2, 5, 7)) if drop is None else keep_mask(drop, 0.3, (2, 5, 7)) / 0.7
+    keep = jnp.ones((2, 5, 7)) if drop is None else keep_mask(drop, 0.3, (2, 5, 7)).astype(float) / 0.7
 
     def formula(q, k, v):
         logits = jnp.where(visible[None], jnp.einsum("qhd,khd->hqk", q, k) * 8**-0.5, -1e9)
-        weights = jax.nn.softmax(logits) * visible.any(-1)[None, :, None] * keep
+        weights = jnp.where(visible.any(-1)[None, :, None], jax.nn.softmax(logits), 0.0) * keep
         return jnp.einsum("hqk,khd->qhd", weights, v)
 
     mask = visible if form == "mask" else None
