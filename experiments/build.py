@@ -19,11 +19,16 @@ from slotzoo.errors import ConfigError
 from slotzoo.models import create_model, model_config
 from slotzoo.models.registry import replaced, tiny
 from slotzoo.models.vqgan import VQGAN
+from slotzoo.tasks.object_images import ObjectImagesConfig, ObjectImagesTask
+from slotzoo.tasks.set_prediction import SetPredictionConfig, SetPredictionTask
 from slotzoo.tasks.tokenizer import TokenizerTask, TokenizerTaskConfig
 from slotzoo.tasks.video_prediction import FirstStage, Rollout, VideoPredictionConfig, VideoPredictionTask
 from slotzoo.train.loop import FitConfig
 from slotzoo.train.mesh import check_batch_size, make_mesh
 from slotzoo.train.optimizer import OptimizerConfig
+
+
+AnyTask = TokenizerTask | VideoPredictionTask | ObjectImagesTask | SetPredictionTask
 
 
 def plugins(names: Sequence[str]) -> None:
@@ -129,8 +134,14 @@ def wants_tokens(run: RunSettings) -> bool:
     return hasattr(config_of_model(run), "num_codes")
 
 
-def task(run: RunSettings) -> TokenizerTask | VideoPredictionTask:
+def task(run: RunSettings) -> AnyTask:
     """What is optimised, measured and drawn."""
+    if run.task == "object_images":
+        images = ObjectImagesConfig(pictures=run.eval.pictures)
+        return ObjectImagesTask(replaced(images, run.options, what="options (of objects in images)"))
+    if run.task == "set_prediction":
+        sets = SetPredictionConfig(pictures=run.eval.pictures)
+        return SetPredictionTask(replaced(sets, run.options, what="options (of set prediction)"))
     if run.task == "tokenizer":
         return TokenizerTask(replaced(TokenizerTaskConfig(), run.options, what="options (of the tokenizer)"))
     measured = run.eval
@@ -146,12 +157,15 @@ def task(run: RunSettings) -> TokenizerTask | VideoPredictionTask:
     return VideoPredictionTask(replaced(config, run.options, what="options (of video prediction)"))
 
 
-def check_weights(of: TokenizerTask | VideoPredictionTask) -> None:
+def check_weights(of: AnyTask) -> None:
     """Load the networks that the task measures or trains with. Raises `WeightsError` where they are missing."""
-    _ = of.frozen() if isinstance(of, TokenizerTask) else of.networks
+    if isinstance(of, TokenizerTask):
+        of.frozen()
+    elif isinstance(of, VideoPredictionTask):
+        _ = of.networks
 
 
-def module(run: RunSettings, of: TokenizerTask | VideoPredictionTask) -> Callable[[PRNGKeyArray], eqx.Module]:
+def module(run: RunSettings, of: AnyTask) -> Callable[[PRNGKeyArray], eqx.Module]:
     """A function from a key to what the training state holds: the model, and what the task trains beside it."""
     overrides = model_overrides(run)
 
@@ -163,9 +177,11 @@ def module(run: RunSettings, of: TokenizerTask | VideoPredictionTask) -> Callabl
     return make
 
 
-def frozen(of: TokenizerTask | VideoPredictionTask, tokenizer: VQGAN | None) -> Any:
-    """What the task uses and does not train."""
-    return of.frozen() if isinstance(of, TokenizerTask) else FirstStage(tokenizer)
+def frozen(of: AnyTask, tokenizer: VQGAN | None) -> Any:
+    """What the task uses and does not train; None where there is nothing of the kind."""
+    if isinstance(of, TokenizerTask):
+        return of.frozen()
+    return FirstStage(tokenizer) if isinstance(of, VideoPredictionTask) else None
 
 
 def complete(run: RunSettings, tokenizer: VQGAN | None, spec: Mapping[str, FieldSpec]) -> RunSettings:
@@ -187,6 +203,35 @@ def complete(run: RunSettings, tokenizer: VQGAN | None, spec: Mapping[str, Field
             source = "the data set" if tokenizer is None else "its tokenizer"
             raise ConfigError(f"model.{name}={written} does not fit {source}, which has {value}; leave it out.")
     return dataclasses.replace(run, model={**run.model, **derived})
+
+
+def _image_fields(run: RunSettings, image: FieldSpec) -> dict[str, Any]:
+    height, width, channels = image.shape
+    if height != width:
+        raise ConfigError(
+            f"data={run.data.name}: images of {height} x {width} pixels; the models of images take square ones, set "
+            "data.size."
+        )
+    return {"resolution": height, "channels": channels, "in_channels": channels}
+
+
+def advice(run: RunSettings, spec: Mapping[str, FieldSpec]) -> list[str]:
+    """What a reader should know about how the model fits its data set, before hours of training."""
+    lines = []
+    slots = getattr(config_of_model(run), "num_slots", None)
+    objects = next((spec[name].shape[0] for name in ("visible", "targets") if name in spec), None)
+    if slots is not None and objects is not None:
+        background = 1 if "visible" in spec else 0
+        if slots < objects + background:
+            lines.append(
+                f"The images hold up to {objects} objects{' and a background' if background else ''}, the model has "
+                f"{slots} slots: some will share one. model.num_slots={objects + background} gives each its own."
+            )
+    if run.task == "object_images" and "image" in spec and "mask" not in spec:
+        lines.append(
+            f"{run.data.name} has no masks: evaluations measure the reconstruction and draw the segments."
+        )
+    return lines
 
 
 def fit_config(run: RunSettings) -> FitConfig:

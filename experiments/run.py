@@ -165,12 +165,14 @@ def introduction(
     about = getattr(source, "about", "")
     if source.provenance == "real":
         origin = about or f"from {run.data.root}"
-        lines.append(f"Data: {run.data.name} {origin}, {len(source)} training clips.")
+        lines.append(f"Data: {run.data.name} {origin}, {len(source)} training {_records(source)}.")
     else:
         lines.append(
-            f"Data: the EMBEDDED DOUBLE of {run.data.name}, {len(source)} generated training clips; numbers do not "
-            f"compare with published ones{f' (it is {about})' if about else ''}. data.root=FOLDER reads the real set."
+            f"Data: the EMBEDDED DOUBLE of {run.data.name}, {len(source)} generated training {_records(source)}; "
+            f"numbers do not compare with published ones{f' (it is {about})' if about else ''}. data.root=FOLDER "
+            "reads the real set."
         )
+    lines += build.advice(run, source.spec)
     if stage.tokenizer is not None:
         config = stage.tokenizer.config
         lines.append(
@@ -180,6 +182,10 @@ def introduction(
     if changed:
         lines.append(f"Going on under changed settings: {', '.join(changed)}.")
     return lines
+
+
+def _records(source: Source) -> str:
+    return "images" if "image" in source.spec else "clips"
 
 
 def card(run: RunSettings, source: Source, stage: first_stage.Stage) -> dict[str, Any]:

@@ -193,6 +193,23 @@ class SampleSettings:
 
 
 @dataclasses.dataclass(slots=True)
+class PredictSettings:
+    """`experiments.predict`: take pictures of your own apart with a finished run."""
+
+    run: str = MISSING
+    images: str = MISSING  # a folder of pictures, or one picture
+    out: str | None = None  # default: predictions/ in the folder of the run
+    slots: int | None = None  # the run's number by default; more are fine
+    iterations: int | None = None
+    batch_size: int = 16
+    background_detection: str = "spread_out"  # spread_out | concentrated | both
+    background_metric: str = "area"  # area | distance, of the hull of a concentrated background
+    threshold: float = 0.5  # below it a pixel belongs to no slot
+    seed: int = 0
+    plugins: list[str] = dataclasses.field(default_factory=list)  # modules imported first, to register models
+
+
+@dataclasses.dataclass(slots=True)
 class ReportSettings:
     """`experiments.report`: write report.html of a run again."""
 
@@ -235,6 +252,7 @@ SCHEMAS = {
     "train": RunSettings,
     "evaluate": EvaluateSettings,
     "sample": SampleSettings,
+    "predict": PredictSettings,
     "report": ReportSettings,
     "prepare": PrepareSettings,
     "convert": ConvertSettings,

@@ -21,7 +21,9 @@ S = TypeVar("S")
 
 CHOICES = {
     "scale": ("auto", "paper", "tiny"),
-    "task": ("tokenizer", "video_prediction"),
+    "task": ("tokenizer", "video_prediction", "object_images", "set_prediction"),
+    "background_detection": ("spread_out", "concentrated", "both"),
+    "background_metric": ("area", "distance"),
     "data.on_error": ("raise", "skip"),
     "optim.optimizer": ("adamw", "rmsprop"),
     "optim.schedule": ("warmup_cosine", "constant", "linear", "exponential"),
@@ -30,7 +32,7 @@ CHOICES = {
     "tokenizer.encode": ("step", "once"),
     "mesh.strategy": ("replicated", "fsdp"),
     "logger.progress": ("auto", "bar", "plain"),
-    "split": ("train", "test"),
+    "split": ("train", "val", "test"),
     "format": ("array_record", "teco"),
 }
 POSITIVE = (
@@ -51,6 +53,9 @@ POSITIVE = (
     "eval.samples",
     "mesh.model",
     "optim.learning_rate",
+    "slots",
+    "iterations",
+    "batch_size",
 )
 
 

@@ -169,8 +169,19 @@ class ObjectImagesTask:
         slots: int | None = None,
         iterations: int | None = None,
     ) -> list[Apart]:
-        """What the pictures are made of: one entry per image, values in [0, 1]."""
+        """`explain` and `apart` in one."""
         out = self.explain(model, images, keys, slots=slots, iterations=iterations)
+        return self.apart(model, images, out, masks=masks)
+
+    def apart(
+        self,
+        model: Any,
+        images: UInt8[np.ndarray, "batch height width channel"],
+        out: ObjectsOutput,
+        *,
+        masks: Int[np.ndarray, "batch height width"] | None = None,
+    ) -> list[Apart]:
+        """What `explain` found in a batch, image by image, values in [0, 1]."""
         c = model.config
         shown = lambda x: np.clip((np.asarray(x, np.float32) - c.low) / (c.high - c.low), 0.0, 1.0)
         extra = {name: np.asarray(x) for name, x in out.extra.items()}

@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 
-from slotzoo.viz.images import as_rgb, to_uint8
+from slotzoo.viz.images import as_rgb, to_uint8, write_png
 from slotzoo.viz.segments import colour_labels, draw_boxes, overlay, processed_labels, raw_labels
 from slotzoo.viz.strips import labelled_rows
 
@@ -88,3 +89,30 @@ def _grid(rows: Sequence[Mapping[str, UInt8[np.ndarray, "height width 3"]]]) -> 
 
 def _bytes(image: Float[np.ndarray, "*batch height width channel"]) -> UInt8[np.ndarray, "..."]:
     return np.array(to_uint8(as_rgb(image)))
+
+
+def write_apart(
+    folder: Path, one: Apart, objects: Int[np.ndarray, "height width"], *, threshold: float = 0.5
+) -> Int[np.ndarray, "height width"]:
+    """Write every picture of one image into a folder of its own; return its raw segments.
+
+    `objects` are the segments without their background.
+    """
+    segments = raw_labels(one.masks)
+    image = _bytes(one.image)
+    pictures = {
+        "image": image,
+        "reconstruction": _bytes(one.reconstruction),
+        "segments": colour_labels(segments),
+        "sure": colour_labels(processed_labels(one.masks, threshold=threshold)),
+        "objects": colour_labels(objects),
+        "overlay": overlay(image, objects),
+    }
+    if "dvae" in one.extra:
+        pictures["dvae"] = _bytes(one.extra["dvae"])
+    if "boxes" in one.extra:
+        pictures["boxes"] = draw_boxes(image, one.extra["boxes"], one.extra["presence"])
+    pictures |= {f"slot_{k + 1}": picture for k, picture in enumerate(_bytes(one.slot_pictures()))}
+    for name, picture in pictures.items():
+        write_png(folder / f"{name}.png", picture)
+    return segments

@@ -34,6 +34,7 @@ class RunRecords:
     config: str
     lines: tuple[Mapping[str, Any], ...]
     evaluations: tuple[Evaluation, ...]
+    predictions: tuple[Path, ...]  # overviews of `experiments.predict`
     log: tuple[str, ...]
     problems: tuple[str, ...]
 
@@ -82,7 +83,10 @@ def read_run(folder: Path) -> RunRecords:
         problems.append("There is no evaluation yet, so there are no tables and no pictures.")
     log = folder / "train.log"
     tail = log.read_text(errors="replace").splitlines()[-40:] if log.is_file() else []
-    return RunRecords(folder, card, config, tuple(lines), evaluations, tuple(tail), tuple(problems))
+    overviews = sorted((folder / "predictions").glob("*/overview.png"), key=lambda p: _natural(p.parent))
+    return RunRecords(
+        folder, card, config, tuple(lines), evaluations, tuple(overviews), tuple(tail), tuple(problems)
+    )
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -48,6 +48,7 @@ def write_report(
         _problems(records.problems),
         *_tables(latest),
         *_gallery(latest, media),
+        *_predictions(records.predictions, media),
         *_curves(records),
         *_history(records.evaluations[:-1], media),
         *_about(records),
@@ -168,6 +169,14 @@ def _gallery(latest: Evaluation | None, media: "_Media") -> Iterator[str]:
     ordered = sorted(latest.media, key=lambda path: path.suffix.lower() == ".png")
     yield from (media.figure(path, readable(path.stem)) for path in ordered)
     yield "</div></section>"
+
+
+def _predictions(overviews: Sequence[Path], media: "_Media") -> Iterator[str]:
+    """What the run made of pictures that a user brought, the newest first."""
+    if overviews:
+        yield '<section><h2>Pictures of your own</h2><div class="media">'
+        yield from (media.figure(path, readable(path.parent.name)) for path in reversed(overviews))
+        yield "</div></section>"
 
 
 def _curves(records: RunRecords) -> Iterator[str]:

@@ -1,0 +1,110 @@
+"""`python -m experiments.predict run=runs/NAME/seed0 images=folder/`: take pictures of your own apart into objects."""
+
+import hydra
+from omegaconf import DictConfig
+
+from experiments import cli
+
+
+def predict(config: DictConfig) -> int:
+    """Take every picture of a folder apart with a run's newest checkpoint.
+
+    `predictions/step_<n>/<name>/` holds `reconstruction.png`, `segments.png` (the slot with the largest mask, in
+    the fixed colours), `objects.png` (background removed), `overlay.png`, `slot_<k>.png`, and `slots.npz` with
+    `slots` (slot, dim), `masks` (slot, height, width), the label maps `segments` and `objects` (0: background)
+    and what else the model says; `overview.png` shows everything in a row and is part of the report.
+    """
+    from pathlib import Path
+
+    import jax
+    import numpy as np
+
+    from experiments import build, validate
+    from experiments.folder import RunFolder, free, write_npz
+    from experiments.run import open_run
+    from experiments.schema import PredictSettings
+    from slotzoo.errors import ConfigError
+    from slotzoo.prng import stream
+    from slotzoo.tasks.object_images import ObjectImagesTask
+    from slotzoo.train.signals import STOPPED_EXIT_CODE, Signals
+    from slotzoo.viz.objects import object_grid, write_apart
+    from slotzoo.viz.photos import find_pictures, read_picture
+    from slotzoo.viz.report import write_report
+    from slotzoo.viz.segments import without_background
+
+    asked = validate.settings(config, PredictSettings)
+    build.plugins(asked.plugins)
+    folder = RunFolder(Path(asked.run).expanduser())
+    opened = open_run(folder)
+    task = opened.task
+    if not isinstance(task, ObjectImagesTask):
+        raise ConfigError(
+            f"run={asked.run}: a {opened.settings.task} run does not take images apart; give one of Slot Attention, "
+            "SLATE or GNM."
+        )
+    top = Path(asked.images).expanduser()
+    paths = find_pictures(top)
+    size, channels = image_size(opened.module.config)
+    default = folder.path / "predictions" / f"step_{opened.step}"
+    out = free(default) if asked.out is None else Path(asked.out).expanduser()
+    overview, resized = [], 0
+    with Signals() as signals:
+        for start in range(0, len(paths), asked.batch_size):
+            if signals.stop_requested:
+                return STOPPED_EXIT_CODE
+            some = paths[start : start + asked.batch_size]
+            read = [read_picture(path, size, channels) for path in some]
+            resized += sum(changed for _, changed in read)
+            keys = jax.random.split(stream(jax.random.key(asked.seed), "predict", start), len(some))
+            images = np.stack([image for image, _ in read])
+            made = task.explain(opened.module, images, keys, slots=asked.slots, iterations=asked.iterations)
+            rows = task.apart(opened.module, images, made)
+            for i, (path, row) in enumerate(zip(some, rows, strict=True)):
+                objects = without_background(
+                    row.masks,
+                    asked.background_detection,  # type: ignore[arg-type]
+                    asked.background_metric,  # type: ignore[arg-type]
+                    threshold=asked.threshold,
+                )
+                inside = path.relative_to(top).with_suffix("") if top.is_dir() else Path(path.stem)
+                place = out / inside
+                segments = write_apart(place, row, objects, threshold=asked.threshold)
+                extra = {name: np.asarray(value[i]) for name, value in made.extra.items()}
+                arrays = {"slots": np.asarray(made.slots[i]), "masks": row.masks, **extra}
+                write_npz(place / "slots.npz", **arrays, segments=segments, objects=objects)
+                if len(overview) < SHOWN:
+                    overview.append(row)
+            print(f"{start + len(some)}/{len(paths)} pictures", flush=True)
+    from slotzoo.viz.images import write_png
+
+    write_png(out / "overview.png", object_grid(overview, threshold=asked.threshold))
+    if resized:
+        print(
+            f"{resized} of {len(paths)} pictures were cropped to a square and scaled to {size} x {size} pixels."
+        )
+    print(f"Written to {out}; report: {write_report(folder.path)}")
+    return 0
+
+
+# Rows of the overview.
+SHOWN = 16
+
+
+def image_size(config) -> tuple[int, int]:
+    """Side in pixels and channels of the images that a model takes."""
+    return config.resolution, getattr(config, "channels", None) or config.in_channels
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="predict")
+def _main(config: DictConfig) -> None:
+    with cli.sentences():
+        raise SystemExit(predict(config))
+
+
+def main() -> None:
+    cli.prepare("predict")
+    _main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Pictures that a user brings: found in a folder, cropped and scaled to what a model takes."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+
+from slotzoo.errors import DataError
+
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+
+
+def find_pictures(top: Path) -> list[Path]:
+    """The pictures of a folder and of those in it, sorted; or the one that is named.
+
+    **Raises** `DataError` where there is none.
+    """
+    if top.is_file():
+        return [top]
+    if not top.is_dir():
+        raise DataError(f"images={top}: no such folder or file.")
+    found = sorted(path for path in top.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not found:
+        raise DataError(f"images={top}: holds no picture ({', '.join(SUFFIXES)}).")
+    return found
+
+
+def read_picture(path: Path, size: int, channels: int) -> tuple[UInt8[np.ndarray, "size size channel"], bool]:
+    """A picture cropped to its middle square and scaled to `size`, and whether that changed it.
+
+    **Raises** `DataError` for a file that is no picture.
+    """
+    try:
+        with Image.open(path) as file:
+            picture = file.convert("L" if channels == 1 else "RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot be read as a picture ({error}).") from error
+    side = min(picture.size)
+    changed = picture.size != (size, size)
+    if changed:
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        square = picture.crop((left, top, left + side, top + side))
+        picture = square.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(picture, np.uint8).reshape(size, size, channels), changed
