@@ -1,11 +1,14 @@
 """The systems of the zoo, one file each, and the functions that create them by name."""
 
+from slotzoo.models import gnm_names as gnm_names
 from slotzoo.models.convs5 import (
     ConvS5Pixels as ConvS5Pixels,
     ConvS5PixelsConfig as ConvS5PixelsConfig,
     ConvS5Tokens as ConvS5Tokens,
     ConvS5TokensConfig as ConvS5TokensConfig,
 )
+from slotzoo.models.gnm import GNM as GNM
+from slotzoo.models.gnm_config import GNMConfig as GNMConfig
 from slotzoo.models.objects import ObjectsOutput as ObjectsOutput
 from slotzoo.models.registry import (
     ModelCard as ModelCard,

@@ -113,6 +113,7 @@ EXAMPLES = {
     "VQGANConfig": _image,
     "SLATEConfig": _objects,
     "SlotAttentionConfig": _objects,
+    "GNMConfig": _objects,
 }
 
 

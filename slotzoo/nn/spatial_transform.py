@@ -1,0 +1,75 @@
+"""Bilinear crops and pastes of axis-aligned boxes (Jaderberg et al., Spatial Transformer Networks, 2015).
+
+Coordinates run from -1 to 1 between the outer edges of the first and the last pixel; outside all is zero. A box has
+half its size in units of half the image, `scale`, and its centre `shift`, both in the order (x, y).
+
+Without rotation, bilinear sampling is separable: rows and columns are two small matrices with at most two entries
+in a row each, so that a paste is two matrix products. On a CPU that is many times as fast as a gather of four
+neighbours, whose gradient scatters.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+_TINY = 1e-15
+
+
+def paste_weights(
+    out_size: int, in_size: int, scale: Float[Array, "*batch"], shift: Float[Array, "*batch"]
+) -> Float[Array, "*batch {out_size} {in_size}"]:
+    """Along one axis: which pixels of a glimpse each pixel of the image shows, `max(0, 1 - |position - pixel|)`.
+
+    `position = ((u - shift) / scale + 1) in_size / 2 - 1/2` where `u` is the centre of the image's pixel.
+    """
+    u = _centres(out_size).reshape((1,) * scale.ndim + (-1,))
+    return _hat((u - shift[..., None]) / (scale[..., None] + _TINY), in_size)
+
+
+def crop_weights(
+    out_size: int, in_size: int, scale: Float[Array, "*batch"], shift: Float[Array, "*batch"]
+) -> Float[Array, "*batch {out_size} {in_size}"]:
+    """Along one axis: which pixels of the image each pixel of a glimpse shows."""
+    u = _centres(out_size).reshape((1,) * scale.ndim + (-1,))
+    return _hat(scale[..., None] * u + shift[..., None], in_size)
+
+
+def paste(
+    glimpse: Float[Array, "cell channel rows columns"], box: Float[Array, "cell 4"], *, height: int, width: int
+) -> Float[Array, "cell channel {height} {width}"]:
+    """Each glimpse drawn into an empty image at its box (scale_x, scale_y, shift_x, shift_y)."""
+    rows, columns = _both(paste_weights, (height, width), glimpse.shape[-2:], box)
+    return _product(rows, columns, glimpse)
+
+
+def crop(
+    image: Float[Array, "channel rows columns"], box: Float[Array, "cell 4"], *, height: int, width: int
+) -> Float[Array, "cell channel {height} {width}"]:
+    """What each box (scale_x, scale_y, shift_x, shift_y) shows of an image, resized bilinearly."""
+    rows, columns = _both(crop_weights, (height, width), image.shape[-2:], box)
+    return _product(rows, columns, jnp.broadcast_to(image, (box.shape[0], *image.shape)))
+
+
+def _both(weights, out: tuple[int, int], inner: tuple[int, ...], box: Array) -> tuple[Array, Array]:
+    box = box.astype(jnp.float32)
+    rows = weights(out[0], inner[0], box[:, 1], box[:, 3])
+    columns = weights(out[1], inner[1], box[:, 0], box[:, 2])
+    return rows, columns
+
+
+def _product(rows: Array, columns: Array, x: Array) -> Array:
+    rows, columns = rows.astype(x.dtype), columns.astype(x.dtype)
+    wide = jnp.einsum("nkij,nwj->nkiw", x, columns)
+    return jnp.einsum("nhi,nkiw->nkhw", rows, wide)
+
+
+def _centres(size: int) -> Array:
+    return (2 * jnp.arange(size, dtype=jnp.float32) + 1) / size - 1
+
+
+def _hat(position: Array, size: int) -> Array:
+    """Weights of `size` pixels at positions in [-1, 1]."""
+    pixel = ((position + 1) * size - 1) / 2
+    distance = pixel[..., None] - jnp.arange(size, dtype=jnp.float32).reshape((1,) * pixel.ndim + (-1,))
+    return jax.nn.relu(1 - jnp.abs(distance))
