@@ -2,12 +2,14 @@
 
 import json
 import pathlib
+from typing import cast
 
 import numpy as np
 
 from slotzoo.data.sources.folders import PROVENANCE
 from slotzoo.data.spec import Source
 from slotzoo.data.tfrecord import build_example, write_file
+from slotzoo.errors import DataError
 
 
 def _mark(source: Source, root: pathlib.Path) -> None:
@@ -26,6 +28,60 @@ def export_teco(source: Source, root: str | pathlib.Path, split: str, *, per_fol
         record = source[index]
         np.savez_compressed(folder / f"{index:06d}.npz", video=record["video"], actions=record["actions"])
     return root
+
+
+def export_moving_mnist(
+    source: Source, root: str | pathlib.Path, split: str, *, per_folder: int = 100
+) -> pathlib.Path:
+    """Write `<root>/<split>/<number>/<number>.npz` with `data` (time, size, size, 1), as the ConvSSM loader reads it.
+
+    From a source that holds one file of many clips this is the split of that file.
+    """
+    root = pathlib.Path(root)
+    _mark(source, root)
+    for index in range(len(source)):
+        folder = root / split / f"{index // per_folder:04d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(folder / f"{index:06d}.npz", data=source[index]["video"])
+    return root
+
+
+def export_mp4(
+    source: Source, root: str | pathlib.Path, split: str, *, per_folder: int = 100, fps: int = 20
+) -> pathlib.Path:
+    """Write `<root>/<split>/<number>/<number>.mp4` and `.npz` with `actions`, as TECO publishes Minecraft.
+
+    Needs PyAV with libx264 (the extra `video`). Raises `DataError` without.
+    """
+    root = pathlib.Path(root)
+    try:
+        import av
+    except ImportError as error:
+        raise DataError("Writing mp4 needs PyAV: install slotzoo[video].") from error
+    _mark(source, root)
+    for index in range(len(source)):
+        path = root / split / f"{index // per_folder:04d}" / f"{index:06d}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record = source[index]
+        with av.open(str(path), mode="w") as container:
+            stream = cast("av.VideoStream", container.add_stream("libx264", rate=fps))
+            stream.height, stream.width = record["video"].shape[1:3]
+            stream.pix_fmt = "yuv420p"
+            stream.options = {"crf": "18", "g": "30"}
+            for frame in record["video"]:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+        np.savez_compressed(path.with_suffix(".npz"), actions=record["actions"])
+    return root
+
+
+def export_published(source: Source, root: str | pathlib.Path, split: str) -> pathlib.Path:
+    """Write a video set in the layout that it is published in."""
+    writers = {"moving_mnist": export_moving_mnist, "minecraft": export_mp4, "habitat": export_mp4}
+    if source.name not in writers and "actions" not in source.spec:
+        raise DataError(f"The data set {source.name!r} has no layout of video files to be written in.")
+    encoded = "tokens" in source.spec
+    return (export_encoded if encoded else writers.get(source.name, export_teco))(source, root, split)
 
 
 def export_encoded(source: Source, root: str | pathlib.Path, split: str, *, shards: int = 1) -> pathlib.Path:

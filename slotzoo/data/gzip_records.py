@@ -93,7 +93,10 @@ class _Stream:
     """Decompressed bytes from some place of a GZIP file on."""
 
     def __init__(self, path: pathlib.Path, offset: int = 0, state: Any = None):
-        self.file = open(path, "rb")
+        try:
+            self.file = open(path, "rb")
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
         self.file.seek(offset)
         self.state = zlib.decompressobj(31) if state is None else state
         self.path = path
@@ -143,6 +146,10 @@ class _Stream:
     def close(self) -> None:
         self.file.close()
 
+    def __del__(self):
+        if hasattr(self, "file"):  # not where opening it failed
+            self.file.close()
+
 
 class GzipRecords:
     """Records of a GZIP TFRecord file by number. Fast in order; at random, a part is decompressed for each.
@@ -165,10 +172,7 @@ class GzipRecords:
 
     def scan(self, read: Callable[[int, bytes], None], limit: int | None = None) -> int:
         """Call `read(number, data)` for every record, or the first `limit`, in order; return how many."""
-        try:
-            stream = _Stream(self.path)
-        except OSError as error:
-            raise DataError(f"{self.path}: cannot be read ({error.strerror}).") from error
+        stream = _Stream(self.path)
         try:
             number = 0
             while limit is None or number < limit:
@@ -212,14 +216,11 @@ class GzipRecords:
     def _open(self, start: int) -> None:
         if self._stream is not None:
             self._stream.close()
-        try:
-            if start in self._copies:
-                offset, state = self._copies[start]
-                self._stream = _Stream(self.path, offset, state.copy())
-            else:
-                self._stream = _Stream(self.path)
-        except OSError as error:
-            raise DataError(f"{self.path}: cannot be read ({error.strerror}).") from error
+        if start in self._copies:
+            offset, state = self._copies[start]
+            self._stream = _Stream(self.path, offset, state.copy())
+        else:
+            self._stream = _Stream(self.path)
         self._next = start
 
     def close(self) -> None:
