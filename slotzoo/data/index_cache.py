@@ -1,5 +1,6 @@
 """What takes long to find out about a set of files, kept beside the caches under a complete key."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -47,10 +48,9 @@ def remembered(cache: str | pathlib.Path | None, key: Sequence[Any], make: Calla
             columns = {name: file[name] for name in file.files}
         if str(columns.pop("key")) == digest:
             return columns
-    except FileNotFoundError:
-        pass  # the first time
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        log.warning("%s cannot be used (%s); it is made again", path, error)
+        if not isinstance(error, FileNotFoundError):  # which it is the first time
+            log.warning("%s cannot be used (%s); it is made again", path, error)
     columns = make()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -60,5 +60,6 @@ def remembered(cache: str | pathlib.Path | None, key: Sequence[Any], make: Calla
         temporary.replace(path)
     except OSError as error:
         log.warning("the index of %s is not kept: %s", key[0] if key else "the files", error)
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     return columns
