@@ -1,25 +1,46 @@
 """`python -m experiments.prepare data=dmlab data.root=... out=...`: convert a data set once to ArrayRecord."""
 
+from pathlib import Path
+
 import hydra
 from omegaconf import DictConfig
 
 from experiments import cli
 
 
+def _own_tokenizer(data: str, runs: Path) -> str:
+    """The folder of the finished run of the data set's own VQ-GAN, at the published scale if there is one."""
+    from experiments.first_stage import WEIGHTS
+    from slotzoo.errors import ConfigError
+
+    name = f"vqgan_{data}"
+    for folder in (runs / name, runs / f"{name}_tiny"):
+        found = sorted(folder.glob(f"seed*/{WEIGHTS}"))
+        if found:
+            print(f"Tokenizer: {found[0].parent}")
+            return str(found[0].parent)
+    raise ConfigError(
+        f"encode=vqgan: there is no finished run {runs / name} or {runs / name}_tiny; train one first (python -m "
+        f"experiments.train +exp={name}), or give tokenizer=FOLDER or tokenizer=FILE."
+    )
+
+
 def prepare(config: DictConfig) -> int:
     """Write every asked split to `out/<split>`; stopped at any time, the same command goes on."""
-    from pathlib import Path
-
     from experiments import build, validate
     from experiments.schema import PrepareSettings
-    from slotzoo.data.export import export_teco
+    from slotzoo.data.export import export_published
     from slotzoo.data.preparation import prepare as write
     from slotzoo.errors import ConfigError
 
     asked = validate.settings(config, PrepareSettings)
     out = Path(asked.out).expanduser()
+    if asked.encode is not None and asked.tokenizer is None:
+        asked.tokenizer = _own_tokenizer(asked.data.name, Path(asked.runs_dir).expanduser())
     if asked.tokenizer is not None and asked.format == "teco":
-        raise ConfigError("format=teco writes frames; leave tokenizer out, or take format=array_record.")
+        raise ConfigError(
+            "format=teco writes frames; leave tokenizer and encode out, or take format=array_record."
+        )
     for split in asked.splits:
         source = build.source(asked.data, split)
         if asked.tokenizer is not None:
@@ -28,7 +49,7 @@ def prepare(config: DictConfig) -> int:
 
             source = EncodedClips(source, load_tokenizer(asked.tokenizer))
         if asked.format == "teco":
-            export_teco(source, out, split)
+            export_published(source, out, split)
         else:
             workers = 1 if asked.tokenizer is not None else asked.workers
             write(

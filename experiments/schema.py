@@ -224,7 +224,9 @@ class PrepareSettings:
     out: str = MISSING
     splits: list[str] = dataclasses.field(default_factory=lambda: ["train", "test"])
     workers: int = 2
-    format: str = "array_record"  # array_record | teco (the published npz layout)
+    format: str = "array_record"  # array_record | teco (the layout that the set is published in)
+    encode: str | None = None  # vqgan: write tokens, those of `tokenizer`, else of the set's own finished VQ-GAN
+    runs_dir: str = "runs"  # where that is looked for
     tokenizer: str | None = None  # a finished run or a weights file: write its tokens instead of the frames
 
 

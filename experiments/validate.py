@@ -34,6 +34,7 @@ CHOICES = {
     "logger.progress": ("auto", "bar", "plain"),
     "split": ("train", "val", "test"),
     "format": ("array_record", "teco"),
+    "encode": ("vqgan",),
 }
 POSITIVE = (
     "data.length",

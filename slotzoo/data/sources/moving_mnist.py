@@ -7,11 +7,12 @@ is what the generator needs: the clips are then generated as needed.
 
 import collections
 import functools
+import io
 import pathlib
 import threading
 import zipfile
 import zlib
-from typing import IO, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -41,7 +42,7 @@ class _Header(NamedTuple):
     start: int  # of the values, in the member
 
 
-def _read_header(stream: IO[bytes]) -> _Header:
+def _read_header(stream: io.BufferedIOBase) -> _Header:
     version = np.lib.format.read_magic(stream)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
     shape, fortran, dtype = read(stream)
@@ -56,11 +57,11 @@ class _Packed:
     def __init__(self, path: pathlib.Path):
         self.path = path
         with zipfile.ZipFile(path) as archive, archive.open(f"{_KEY}.npy") as member:
-            self.header = _read_header(member)
+            self.header = _read_header(cast(io.BufferedIOBase, member))
             self.stored = archive.getinfo(f"{_KEY}.npy").compress_type == zipfile.ZIP_STORED
         self._bytes = int(np.prod(self.header.shape[1:])) * self.header.dtype.itemsize
         self._lock = threading.Lock()
-        self._stream: IO[bytes] | None = None
+        self._stream: io.BufferedIOBase | None = None
         self._archive: zipfile.ZipFile | None = None
         self._next = 0
         self._passed: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
@@ -83,7 +84,7 @@ class _Packed:
                     self._passed.popitem(last=False)
             return self._passed[index]
 
-    def _clip(self, stream: IO[bytes] | None) -> np.ndarray:
+    def _clip(self, stream: io.BufferedIOBase | None) -> np.ndarray:
         data = b"" if stream is None else stream.read(self._bytes)
         if len(data) < self._bytes:
             raise ValueError("it ends within a clip")
@@ -102,7 +103,7 @@ class _Packed:
     def _rewind(self) -> None:
         self.close()
         self._archive = zipfile.ZipFile(self.path)
-        self._stream = self._archive.open(f"{_KEY}.npy")
+        self._stream = cast(io.BufferedIOBase, self._archive.open(f"{_KEY}.npy"))
         self._stream.read(self.header.start)
         self._next = 0
 

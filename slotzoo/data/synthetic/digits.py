@@ -66,7 +66,7 @@ def digits(mnist: str | None = None, side: int = SIDE) -> UInt8[np.ndarray, "dig
         with np.load(_FILE) as file:
             images = file["x"]
     else:
-        images = read_idx(_idx(mnist))
+        images = read_idx(idx_of(mnist))
     if side != SIDE:
         size = (side, side)
         images = np.stack([np.asarray(Image.fromarray(x).resize(size, Image.Resampling.BOX)) for x in images])
@@ -77,10 +77,11 @@ def digits(mnist: str | None = None, side: int = SIDE) -> UInt8[np.ndarray, "dig
 @functools.lru_cache(maxsize=4)
 def digits_hash(mnist: str | None = None) -> str:
     """SHA-256 of the digits' file: part of the identity of every video made from it."""
-    return hashlib.sha256((_FILE if mnist is None else _idx(mnist)).read_bytes()).hexdigest()
+    return hashlib.sha256((_FILE if mnist is None else idx_of(mnist)).read_bytes()).hexdigest()
 
 
-def _idx(mnist: str) -> pathlib.Path:
+def idx_of(mnist: str) -> pathlib.Path:
+    """The file of MNIST's training images in a folder. Raises `DataError` where there is none."""
     path = find_idx(mnist)
     if path is None:
         raise DataError(f"{mnist} holds none of {', '.join(_NAMES[:4])}: no training images of MNIST.")

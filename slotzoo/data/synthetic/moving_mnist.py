@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
 from slotzoo.data.spec import FieldSpec, Provenance, Record
-from slotzoo.data.synthetic.digits import SIDE, digits, digits_hash
+from slotzoo.data.synthetic.digits import SIDE, digits, digits_hash, idx_of
 from slotzoo.errors import ConfigError
 
 
@@ -92,6 +92,8 @@ class MovingMnistSource:
             raise ConfigError(f"Moving-MNIST needs a seed of at least 0, got {seed}.")
         if not 0 < step <= 1:
             raise ConfigError(f"Moving-MNIST needs a step above 0 and at most 1, got {step}.")
+        if mnist is not None:
+            idx_of(mnist)  # said now, not at the first clip
         self.split: Split = split
         self.length, self.size, self.clips, self.seed = length, size, clips, seed
         self.digits, self.digit_size, self.step, self.mnist = digits, digit_size, step, mnist
