@@ -113,6 +113,7 @@ class SlotAttentionAutoencoder(eqx.Module):
             c.slot_dim,
             c.in_channels,
             grid=(c.decoder_grid, c.decoder_grid),
+            size=(c.resolution, c.resolution),
             widths=c.decoder_widths,
             strides=c.decoder_strides,
             kernel=c.kernel,
@@ -230,17 +231,20 @@ def ramp(step: Int[Array, ""] | int, top: float, steps: tuple[int, ...]) -> Floa
 def _check(c: SlotAttentionConfig) -> None:
     if min(c.num_slots, c.slot_dim, c.mlp_dim, c.decoder_grid, c.in_channels) < 1 or not c.encoder_widths:
         raise ConfigError(f"Slot Attention: every size must be at least 1, got {c}.")
+    if c.kernel % 2 == 0:
+        raise ConfigError(f"Slot Attention: kernel={c.kernel} must be odd.")
     if len(c.encoder_widths) != len(c.encoder_strides):
         raise ConfigError(
             f"Slot Attention: encoder_widths={c.encoder_widths} and encoder_strides={c.encoder_strides} must name "
             "the same layers."
         )
-    reached = c.decoder_grid * math.prod(c.decoder_strides)
-    if reached != c.resolution:
+    factor = math.prod(c.decoder_strides)
+    wanted = -(-c.resolution // factor)
+    if c.decoder_grid != wanted:
         raise ConfigError(
-            f"Slot Attention: decoder_grid={c.decoder_grid} and decoder_strides={c.decoder_strides} paint "
-            f"{reached} x {reached} pixels, but resolution={c.resolution}; set decoder_grid to "
-            f"{c.resolution / math.prod(c.decoder_strides):g} if that is whole, or change decoder_strides."
+            f"Slot Attention: decoder_strides={c.decoder_strides} enlarge decoder_grid={c.decoder_grid} to "
+            f"{c.decoder_grid * factor} pixels, but resolution={c.resolution}; set decoder_grid={wanted}, or change "
+            "decoder_strides."
         )
     for name in ("separation_ramp", "area_ramp"):
         steps = getattr(c, name)
@@ -265,20 +269,22 @@ _PORT = "https://github.com/HHousen/object-discovery-pytorch"
 _AUTHORS = "https://github.com/google-research/google-research/tree/master/slot_attention"
 _TINY_128 = dict(
     resolution=32,
-    encoder_widths=(24, 24, 24, 24),
-    decoder_widths=(32, 24, 24),
-    decoder_strides=(2, 2, 1),
+    encoder_widths=(16, 24, 24),
+    encoder_strides=(1, 2, 1),
+    decoder_grid=8,
+    decoder_widths=(32, 24),
+    decoder_strides=(2, 2),
     slot_dim=32,
     mlp_dim=64,
 )
 _TINY_SMALL = dict(
-    encoder_widths=(16, 16, 16),
-    encoder_strides=(1, 1, 1),
+    encoder_widths=(16, 24, 24),
+    encoder_strides=(1, 2, 1),
     slot_dim=32,
     mlp_dim=64,
-    decoder_grid=5,
-    decoder_widths=(24, 16),
-    decoder_strides=(7, 1),
+    decoder_grid=9,
+    decoder_widths=(32, 16),
+    decoder_strides=(2, 2),
     gradient="implicit",
 )
 
@@ -343,7 +349,7 @@ for _name, _title, _config, _parameters, _source, _metrics, _note, _tiny in (
         _AUTHORS,
         {"fg_ari": 0.913},
         "Sizes of the paper's appendix; no weights are published.",
-        _TINY_SMALL | dict(decoder_grid=8, decoder_widths=(32, 24, 16), decoder_strides=(4, 2, 1)),
+        _TINY_SMALL | dict(decoder_grid=16),
     ),
 ):
     register(

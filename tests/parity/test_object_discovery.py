@@ -6,7 +6,6 @@ from tests.parity.harness import cases, run_case
 
 
 LATER = {
-    "sa_*": "Slot Attention is not in the zoo yet",
     "gnm_lightning*": "training runs of GNM are not compared yet",
     "slate_lightning*": "Lightning checkpoints cannot be read yet",
 }

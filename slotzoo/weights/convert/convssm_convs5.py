@@ -189,7 +189,13 @@ def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def from_seed(params: Mapping[str, np.ndarray], model: Module, rules: Iterable[Rule]) -> Module:
+def from_seed(
+    params: Mapping[str, np.ndarray],
+    model: Module,
+    rules: Iterable[Rule],
+    *,
+    what: str = "checkpoint of ConvSSM",
+) -> Module:
     """`model` (which may be abstract) with every parameter replaced by the seed's, which `params` holds by path.
 
     **Raises** `WeightsError` for a path that no rule knows, a leaf that is left over, or a shape that differs.
@@ -204,7 +210,7 @@ def from_seed(params: Mapping[str, np.ndarray], model: Module, rules: Iterable[R
         if array.size != math.prod(shape):
             raise WeightsError(f"{path} has shape {array.shape}; it does not fit '{name}' of shape {shape}.")
         found[name] = layout.ours(np.asarray(array), shape)
-    return fill(model, found, what="checkpoint of ConvSSM")
+    return fill(model, found, what=what)
 
 
 def to_seed(model: eqx.Module, paths: Iterable[str], rules: Iterable[Rule]) -> dict[str, np.ndarray]:
