@@ -1,5 +1,6 @@
 """SLATE: its parts, the whole loss with its gradients, generation, and the authors' slot encoder."""
 
+import ast
 import dataclasses
 
 import equinox as eqx
@@ -11,7 +12,9 @@ from slotzoo.models.slate import SLATE, SLATEDraws
 from slotzoo.nn.discrete_vae import DiscreteVAE, gumbel_softmax, straight_through
 from slotzoo.nn.slate_transformer import TransformerDecoder, TransformerEncoder
 from slotzoo.nn.slot_attention import SlotAttention
+from slotzoo.train.optimizer import OptimizerConfig, make_optimizer
 from slotzoo.weights.convert.convssm_convs5 import from_seed, to_seed
+from slotzoo.weights.convert.object_discovery import convert_checkpoint
 from slotzoo.weights.convert.object_discovery_slate import (
     DVAE,
     TRANSFORMER_DECODER,
@@ -181,3 +184,79 @@ def pictures(images, masks):
     """The seed's display maps."""
     masks = masks[:, :, None]
     return jnp.moveaxis(images, -1, -3)[:, None] * masks + (1 - masks)
+
+
+def recorded_draws(batch: dict[str, np.ndarray]) -> SLATEDraws:
+    """The draws of one call in their order: relaxed codes, integer codes, slots."""
+    soft, codes, slots = (batch[name] for name in sorted(batch) if name.startswith("draw"))
+    return SLATEDraws(gumbel(soft), gumbel(codes), jnp.asarray(slots))
+
+
+@checks("slate_lightning.ckpt")
+def check_checkpoint(case: Case) -> None:
+    """The arrays of the file are compared in `check_training`; here, what its names and sizes are read as."""
+    found = convert_checkpoint(case.path)
+    assert isinstance(found.model, SLATE) and found.config == found.model.config
+    assert (found.config.resolution, found.config.vocab_size, found.config.gradient) == (16, 12, "implicit")
+
+
+@checks("slate_lightning_expected.npz")
+def check_training(case: Case) -> None:
+    """Steps of Adam in two groups from the recorded start, on the recorded batches and draws; then an evaluation."""
+    found = convert_checkpoint(case.path.with_name("slate_lightning.ckpt"))
+    start = {name.removeprefix("model."): array for name, array in case.params.items()}
+    table = rules(start)
+    model = from_seed(parameters(start), jax.tree.map(lambda x: x, found.model), table)
+    hyper = {name: ast.literal_eval(value) for name, value in case.config.items()}
+    optimizer = make_optimizer(
+        OptimizerConfig(
+            learning_rate=hyper["lr_main"],
+            steps=10**6,
+            schedule="constant",
+            warmup_steps=hyper["lr_warmup_steps"],
+            warmup_offset=1,
+            no_warmup=("dvae.*",),
+            rates={"dvae.*": hyper["lr_dvae"] / hyper["lr_main"]},
+            b2=0.999,
+            weight_decay=hyper["weight_decay"],
+            clip_norm=hyper["gradient_clip_val"],
+        )
+    )
+    state = optimizer.init(eqx.filter(model, eqx.is_array))
+
+    @eqx.filter_jit
+    def update(model, state, images, draws, step):
+        def loss(model):
+            one = lambda image, draws: model.loss(image, draws=draws, step=step)[0]
+            return jax.vmap(one)(images, draws).mean()
+
+        value, grads = eqx.filter_value_and_grad(loss)(model)
+        updates, state = optimizer.update(grads, state, eqx.filter(model, eqx.is_array), value=value)
+        return eqx.apply_updates(model, updates), state, value
+
+    for step in range(case.meta["steps"]):
+        batch = case.group(f"in/step{step}")
+        model, state, value = update(
+            model, state, last(batch["image"]), recorded_draws(batch), jnp.asarray(step)
+        )
+        assert_close(value, case.outputs["loss"][step], rtol=WHOLE, what=f"loss of step {step}")
+    final = {name.removeprefix("model."): array for name, array in case.group("out/final").items()}
+    ours, theirs = to_seed(model, parameters(final), table), to_seed(found.model, parameters(final), table)
+    for name, array in parameters(final).items():
+        np.testing.assert_array_equal(theirs[name].reshape(array.shape), array, err_msg=name)
+        # Adam divides a gradient by its own size: where it is rounding noise, the step is as long as any other.
+        moved = 2 * sum(case.outputs["lr_last_group"]) if name == "slot_attn.norm_slots.bias" else 0.0
+        error = np.abs(ours[name].reshape(array.shape) - array).max()
+        assert error <= WHOLE * max(np.abs(array).max(), 1e-2) + moved, (name, error)
+    assert found.step == case.meta["steps"] and found.name == "slate_clevr6"
+
+    tau = float(case.meta["eval_call"].split("tau=")[1].split(",")[0])
+    batch, expected = case.group("in/eval"), case.group("out/eval")
+    images = last(batch["image"])
+    see = lambda image, draws: found.model(image, draws=draws, temperature=tau)
+    out = jax.jit(jax.vmap(see))(images, recorded_draws(batch))
+    likely = jnp.take_along_axis(jax.nn.log_softmax(out.logits), out.codes[..., None], -1)
+    assert_close(-likely.sum((1, 2)).mean(), expected["cross_entropy"], rtol=WHOLE, what="cross_entropy")
+    mse = jnp.square(out.reconstruction - images).sum((1, 2, 3)).mean()
+    assert_close(mse, expected["mse"], rtol=WHOLE, what="mse")
+    assert_close(jnp.clip(out.reconstruction, 0, 1), last(expected["recon"]), rtol=WHOLE, what="recon")
