@@ -16,8 +16,9 @@ from slotzoo.nn.taming import Decoder, Encoder, Layout
 
 
 @dataclasses.dataclass(frozen=True)
-class VQGANConfig:
-    """Sizes, named as in the published configuration files; what those do not have stands below the line."""
+class CoderConfig:
+    """Sizes of an image encoder and decoder, named as in the published configuration files; what those do not have
+    stands below the line."""
 
     resolution: int = 64  # side of an image in pixels
     ch: int = 128  # base width
@@ -25,26 +26,77 @@ class VQGANConfig:
     num_res_blocks: int = 2
     attn_resolutions: tuple[int, ...] = (16,)  # sizes at which every block is followed by attention
     z_channels: int = 256
-    double_z: bool = False  # twice as many channels out of the encoder
-    n_embed: int = 1024  # codes
     embed_dim: int = 256
     # ----
     in_channels: int = 3
     groups: int = 32  # of every GroupNorm
     patch: int = 1  # side of the pixel square folded into channels before the first level
     mid_attention: bool = True
-    normalize: bool = False  # quantise vectors of unit length
-    code_scale: float | None = None  # standard deviation of the initial codes; null: uniform within 1 / n_embed
+
+    def __post_init__(self):
+        """Check that the sizes fit together."""
+        if not self.ch_mult or any(
+            isinstance(value, int) and not isinstance(value, bool) and value < 1
+            for value in dataclasses.asdict(self).values()
+        ):
+            raise ConfigError(
+                f"image tokenizer: every size must be at least 1 and ch_mult must name a level, got {self}."
+            )
+        if self.resolution % self.factor:
+            raise ConfigError(
+                f"image tokenizer: resolution={self.resolution} is not a multiple of {self.factor} "
+                f"(patch={self.patch} times 2 for every level of ch_mult={self.ch_mult} but one)."
+            )
+        for width in (self.ch, *(self.ch * m for m in self.ch_mult)):
+            if width % self.groups:
+                raise ConfigError(
+                    f"image tokenizer: a level of {width} channels cannot be split into groups={self.groups}."
+                )
 
     @property
     def factor(self) -> int:
-        """Pixels of an image along one side of a token."""
+        """Pixels of an image along one side of a latent."""
         return self.patch * 2 ** (len(self.ch_mult) - 1)
 
     @property
     def latent(self) -> int:
-        """Tokens along one side of an image."""
+        """Latents (tokens) along one side of an image."""
         return self.resolution // self.factor
+
+    @property
+    def layout(self) -> Layout:
+        """What encoder and decoder are built from."""
+        sizes = tuple(self.resolution // self.patch // 2**i for i in range(len(self.ch_mult)))
+        return Layout(
+            base=self.ch,
+            widths=tuple(self.ch * m for m in self.ch_mult),
+            attention=tuple(size in self.attn_resolutions for size in sizes),
+            middle_attention=self.mid_attention,
+            blocks=self.num_res_blocks,
+            groups=self.groups,
+            patch=self.patch,
+        )
+
+    def check_image(self, shape: tuple[int, ...]) -> None:
+        """**Raises** `ShapeError` if an image of `shape` is not what the coder was built for."""
+        wanted = (self.resolution, self.resolution, self.in_channels)
+        if shape != wanted:
+            raise ShapeError(
+                f"this tokenizer was built for one image of shape {wanted} (height, width, channel), "
+                f"got {shape}; use jax.vmap for a batch, and resize the images or build the model "
+                "with another `resolution`."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class VQGANConfig(CoderConfig):
+    """Sizes of a `VQGAN`."""
+
+    n_embed: int = 1024  # codes
+    double_z: bool = False  # twice as many channels out of the encoder
+    # ----
+    normalize: bool = False  # quantise vectors of unit length
+    code_scale: float | None = None  # standard deviation of the initial codes; null: uniform within 1 / n_embed
 
 
 class VQOutput(NamedTuple):
@@ -80,27 +132,16 @@ class VQGAN(eqx.Module):
     config: VQGANConfig = eqx.field(static=True)
 
     def __init__(self, config: VQGANConfig, *, key: PRNGKeyArray):
-        _check(config)
         key_encoder, key_in, key_table, key_out, key_decoder = jax.random.split(key, 5)
         c = config
-        sizes = tuple(c.resolution // c.patch // 2**i for i in range(len(c.ch_mult)))
-        layout = Layout(
-            base=c.ch,
-            widths=tuple(c.ch * m for m in c.ch_mult),
-            attention=tuple(size in c.attn_resolutions for size in sizes),
-            middle_attention=c.mid_attention,
-            blocks=c.num_res_blocks,
-            groups=c.groups,
-            patch=c.patch,
-        )
         d_encoded = c.z_channels * (2 if c.double_z else 1)
-        self.encoder = Encoder(c.in_channels, d_encoded, layout, key=key_encoder)
+        self.encoder = Encoder(c.in_channels, d_encoded, c.layout, key=key_encoder)
         self.quant_conv = Conv(d_encoded, c.embed_dim, 1, key=key_in)
         self.quantizer = VectorQuantizer(
             c.n_embed, c.embed_dim, normalize=c.normalize, scale=c.code_scale, key=key_table
         )
         self.post_quant_conv = Conv(c.embed_dim, c.z_channels, 1, key=key_out)
-        self.decoder = Decoder(c.z_channels, c.in_channels, layout, key=key_decoder)
+        self.decoder = Decoder(c.z_channels, c.in_channels, c.layout, key=key_decoder)
         self.config = config
 
     @property
@@ -110,14 +151,7 @@ class VQGAN(eqx.Module):
 
     def latents(self, image: Float[Array, "height width channel"]) -> Float[Array, "height2 width2 embed"]:
         """The continuous latents of an image, before quantisation."""
-        c = self.config
-        wanted = (c.resolution, c.resolution, c.in_channels)
-        if image.shape != wanted:
-            raise ShapeError(
-                f"this VQ-GAN was built for one image of shape {wanted} (height, width, channel), "
-                f"got {image.shape}; use jax.vmap for a batch, and resize the images or build the model "
-                "with another `resolution`."
-            )
+        self.config.check_image(image.shape)
         return self.quant_conv(self.encoder(image))
 
     def encode(self, image: Float[Array, "height width channel"]) -> VQOutput:
@@ -157,20 +191,6 @@ class Discriminator(eqx.Module):
         return self.patches(image)
 
 
-def _check(c: VQGANConfig) -> None:
-    if not c.ch_mult or min(c.ch, c.num_res_blocks, c.z_channels, c.n_embed, c.embed_dim, c.patch) < 1:
-        raise ConfigError(f"VQ-GAN: every size must be at least 1 and ch_mult must name a level, got {c}.")
-    if c.resolution % c.factor:
-        raise ConfigError(
-            f"VQ-GAN: resolution={c.resolution} is not a multiple of {c.factor} "
-            f"(patch={c.patch} times 2 for every level of ch_mult={c.ch_mult} but one)."
-        )
-    for width in (c.ch, *(c.ch * m for m in c.ch_mult)):
-        if width % c.groups:
-            raise ConfigError(f"VQ-GAN: a level of {width} channels cannot be split into groups={c.groups}.")
-
-
-# Eight by eight tokens of 64 x 64 frames, all codes in use after a few hundred steps.
 _TINY = dict(
     ch=32,
     ch_mult=(1, 2),

@@ -1,11 +1,13 @@
-"""Training of a discrete image tokenizer: reconstruction, perceptual, adversarial and codebook losses.
+"""Training of an image tokenizer: reconstruction, perceptual and adversarial losses, and those of its latents.
 
-The losses are those of the VQ-GAN (Esser et al., CVPR 2021). Generator and discriminator are one module with
-one scalar loss: `stop_gradient` keeps their two halves apart, so that one optimiser step serves both.
+The losses are those of the VQ-GAN (Esser et al., CVPR 2021), or of the KL-VAE (Rombach et al., CVPR 2022). Generator
+and discriminator are one module with one scalar loss: `stop_gradient` keeps their two halves apart, so that one
+optimiser step serves both.
 """
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +23,8 @@ from slotzoo.errors import ConfigError, DataError, ShapeError
 from slotzoo.metrics.lpips import LPIPS, load_lpips
 from slotzoo.metrics.sums import sum_over_processes
 from slotzoo.metrics.video import SSIM_WINDOW, ssim
-from slotzoo.models.vqgan import VQGAN, Discriminator, VQGANOutput
+from slotzoo.models.kl_vae import KLVAE, Gaussian, KLVAEOutput
+from slotzoo.models.vqgan import VQGAN, Discriminator, VQGANConfig, VQGANOutput
 from slotzoo.nn.quantize import histogram, perplexity, usage
 from slotzoo.ops import batch_map
 from slotzoo.tasks.pixels import to_float
@@ -30,6 +33,7 @@ from slotzoo.viz import labelled_rows, write_png
 
 # Distance of two images in [-1, 1]: LPIPS, or any module of the same signature.
 Perceptual = Callable[[Float[Array, "h w 3"], Float[Array, "h w 3"]], Float[Array, ""]]
+Tokenizer = VQGAN | KLVAE
 MOST_FRAMES = 16384  # that a process keeps for the mean-frame baseline
 LEAST_ERROR = 1e-10
 
@@ -47,6 +51,9 @@ class TokenizerTaskConfig:
     entropy_weight: float = 0.0  # sharp and evenly used codes
     entropy_temperature: float = 0.1
     unused_weight: float = 0.0  # draws unused codes to the latents
+    kl_weight: float = (
+        1e-6  # of a KL-VAE, per pixel value: the divergence of an image over its number of values
+    )
     adversarial_weight: float = 0.8
     adversarial_start: int = 20000  # step from which the discriminator takes part
     adaptive: bool = True  # balance the adversarial gradient against the reconstruction's
@@ -69,7 +76,7 @@ class TokenizerTaskConfig:
 class AdversarialTokenizer(eqx.Module):
     """What is trained: the tokenizer, and its adversary if the task has one."""
 
-    generator: VQGAN
+    generator: Tokenizer
     discriminator: Discriminator | None
 
 
@@ -82,7 +89,7 @@ class TokenizerTask:
     def __init__(self, config: TokenizerTaskConfig | None = None):
         self.config = config or TokenizerTaskConfig()
 
-    def module(self, generator: VQGAN, *, key: PRNGKeyArray) -> AdversarialTokenizer:
+    def module(self, generator: Tokenizer, *, key: PRNGKeyArray) -> AdversarialTokenizer:
         """What the training state holds: `generator`, and a discriminator unless adversarial_weight is 0."""
         c = self.config
         if c.adversarial_weight == 0:
@@ -97,7 +104,7 @@ class TokenizerTask:
         c = self.config
         return load_lpips(c.perceptual_net, precision="default") if c.perceptual_weight else None
 
-    def export(self, model: AdversarialTokenizer) -> VQGAN:
+    def export(self, model: AdversarialTokenizer) -> Tokenizer:
         """The tokenizer alone, for what is built on it."""
         return model.generator
 
@@ -111,17 +118,16 @@ class TokenizerTask:
         step: Int[Array, ""],
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The generator's loss plus the discriminator's, and every term by name."""
-        del key  # nothing here is random
         c = self.config
         images = to_float(flat_frames(batch["video"]))
         dtype = model.generator.encoder.conv_in.weight.dtype
-        out: VQGANOutput = batch_map(model.generator)(images.astype(dtype))
+        out = _coded(model.generator, images.astype(dtype), key)
         made = out.reconstruction.astype(jnp.float32)
 
         def unlikeness(made):
             return self._unlikeness(images, made, frozen)
 
-        code_loss, terms = self._code_losses(model.generator, out)
+        code_loss, terms = self._latent_losses(model.generator, out)
         terms["psnr"] = jnp.mean(psnr_of(_shown(made), (images + 1) / 2))
         if model.discriminator is None:
             value, parts = unlikeness(made)
@@ -161,9 +167,19 @@ class TokenizerTask:
             value = value + c.perceptual_weight * parts["perceptual"]
         return value, parts
 
-    def _code_losses(
-        self, generator: VQGAN, out: VQGANOutput
+    def _latent_losses(
+        self, generator: Tokenizer, out: VQGANOutput | KLVAEOutput
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """What the latents cost: nearness to the codes, or the divergence from a standard normal."""
+        if isinstance(out, VQGANOutput):
+            return self._code_losses(generator, out)
+        kl = jnp.mean(jax.vmap(Gaussian.kl)(out.posterior))
+        return self.config.kl_weight * kl / math.prod(out.reconstruction.shape[1:]), {"kl": kl}
+
+    def _code_losses(
+        self, generator: Tokenizer, out: VQGANOutput
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        assert isinstance(generator, VQGAN)
         c, q = self.config, out.quantized
         shares = histogram(q.codes, generator.config.n_embed)
         terms = {
@@ -228,7 +244,8 @@ class TokenizerTask:
             count = self.config.pictures
             strip = {"original": np.stack(originals[:count]), "tokens": np.stack(made[:count])}
             write_png(folder / "reconstructions.png", labelled_rows(strip, value_range=(0.0, 1.0)))
-        table = _table(rows, model.generator.config.n_embed)
+        config = model.generator.config
+        table = _table(rows, config.n_embed if isinstance(config, VQGANConfig) else None)
         (folder / "table.json").write_text(json.dumps(table, indent=1) + "\n")
         baselines = {f"{name}_psnr": rows[name]["psnr"] for name in ("mean_frame", "mean_colour")}
         return rows["tokenizer"] | baselines
@@ -258,7 +275,7 @@ def _only_gradient(x: Float[Array, ""]) -> Float[Array, ""]:
 
 
 def _balance(
-    generator: VQGAN,
+    generator: Tokenizer,
     features: Float[Array, "n h w f"],
     pull: Float[Array, "n H W c"],
     push: Float[Array, "n H W c"],
@@ -280,7 +297,7 @@ def _balance(
 
 @eqx.filter_jit
 def _measure(
-    generator: VQGAN, video: UInt8[Array, "clip time h w c"], valid: Bool[Array, " clip"]
+    generator: Tokenizer, video: UInt8[Array, "clip time h w c"], valid: Bool[Array, " clip"]
 ) -> tuple[dict[str, Float[Array, "..."]], Float[Array, "clip h w c"]]:
     """Sums over the frames of the valid clips, and the first made image of each clip, in [0, 1].
 
@@ -291,7 +308,8 @@ def _measure(
     def one(frames):
         scores, codes, _ = _scores(generator, frames)
         sums = {name: jnp.sum(weight * score) for name, score in scores.items()}
-        sums["codes"] = weight @ codes
+        if codes is not None:
+            sums["codes"] = weight @ codes
         sums["pixels"] = jnp.tensordot(weight, frames.astype(jnp.float32) / 255, 1)
         sums["frames"] = jnp.sum(weight)
         return sums
@@ -301,11 +319,11 @@ def _measure(
 
 
 def _scores(
-    generator: VQGAN, frames: UInt8[Array, "n h w c"]
-) -> tuple[dict[str, Float[Array, " n"]], Float[Array, "n codes"], Float[Array, "n h w c"]]:
-    """Scores of every frame, how often it uses each code, and what is made of it, in [0, 1]."""
+    generator: Tokenizer, frames: UInt8[Array, "n h w c"]
+) -> tuple[dict[str, Float[Array, " n"]], Float[Array, "n codes"] | None, Float[Array, "n h w c"]]:
+    """Scores of every frame, how often it uses each code (if there are codes), and what is made of it, in [0, 1]."""
     images = to_float(frames)
-    out: VQGANOutput = batch_map(generator)(images)
+    out = _coded(generator, images, None)
     made = _shown(out.reconstruction)
     real = (images + 1) / 2
     colour = jnp.broadcast_to(real.mean((1, 2), keepdims=True), real.shape)
@@ -314,8 +332,21 @@ def _scores(
         scores["ssim"] = ssim(made, real)
     scores["mean_colour/psnr"] = psnr_of(colour, real)
     scores["mean_colour/l1"] = jnp.mean(jnp.abs(colour - real), axis=(1, 2, 3))
+    if isinstance(out, KLVAEOutput):
+        return scores | {"kl": jax.vmap(Gaussian.kl)(out.posterior)}, None, made
+    assert isinstance(generator, VQGAN)
     chosen = jax.nn.one_hot(out.quantized.codes, generator.config.n_embed)
     return scores, chosen.sum((1, 2)), made
+
+
+def _coded(
+    generator: Tokenizer, images: Float[Array, "n h w c"], key: PRNGKeyArray | None
+) -> VQGANOutput | KLVAEOutput:
+    """Encode and decode. A KL-VAE draws its latents with `key`, or takes their means without."""
+    if key is None or isinstance(generator, VQGAN):
+        return batch_map(generator)(images)
+    draw = lambda image, key: generator(image, key=key)
+    return batch_map(draw)(images, jax.random.split(key, len(images)))
 
 
 def _mean_frame_scores(
@@ -335,8 +366,10 @@ def _mean_frame_scores(
 def _rows(sums: Mapping[str, np.ndarray], mean_frame: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
     """Means over frames, by row of the table."""
     mean = {k: float(v / sums["frames"]) for k, v in sums.items() if np.ndim(v) == 0 and k != "frames"}
-    used = jnp.asarray(sums["codes"] / sums["codes"].sum(), jnp.float32)
-    codes = {"perplexity": float(perplexity(used)), "usage": float(usage(used))}
+    codes = {}
+    if "codes" in sums:
+        used = jnp.asarray(sums["codes"] / sums["codes"].sum(), jnp.float32)
+        codes = {"perplexity": float(perplexity(used)), "usage": float(usage(used))}
     prefix = "mean_colour/"
     return {
         "tokenizer": {k: v for k, v in mean.items() if not k.startswith(prefix)} | codes,
@@ -345,14 +378,16 @@ def _rows(sums: Mapping[str, np.ndarray], mean_frame: Mapping[str, np.ndarray]) 
     }
 
 
-def _table(rows: Mapping[str, Mapping[str, float]], codes: int) -> dict[str, Any]:
+def _table(rows: Mapping[str, Mapping[str, float]], codes: int | None) -> dict[str, Any]:
     """What the report draws."""
     labels = {"psnr": "PSNR", "ssim": "SSIM", "l1": "L1", "perplexity": "perplexity", "usage": "codes in use"}
+    labels["kl"] = "KL"
+    last = f"Perplexity and use of the {codes} codes are those of all frames together."
     columns = {key: label for key, label in labels.items() if any(key in row for row in rows.values())}
     return {
         "title": "Reconstruction of held-out frames",
         "columns": list(columns.values()),
-        "better": {label: "lower" if key == "l1" else "higher" for key, label in columns.items()},
+        "better": {label: "lower" if key in ("l1", "kl") else "higher" for key, label in columns.items()},
         "rows": [
             {"name": name} | {label: row.get(key) for key, label in columns.items()}
             for name, row in rows.items()
@@ -360,6 +395,6 @@ def _table(rows: Mapping[str, Mapping[str, float]], codes: int) -> dict[str, Any
         "notes": [
             "PSNR in dB per frame; L1 of images in [0, 1].",
             "mean_frame predicts the mean of these very frames, mean_colour each frame's own mean colour.",
-            f"Perplexity and use of the {codes} codes are those of all frames together.",
+            "KL: divergence of a frame's latents from a standard normal, in nats." if codes is None else last,
         ],
     }

@@ -6,12 +6,10 @@ from tests.parity.harness import cases, run_case
 
 
 LATER = {
-    "teco_s5*": "the S5 core of TECO is not in the zoo yet",
     "convlstm*": "the ConvLSTM baseline is not in the zoo yet",
     "s5*": "the S5 baseline is not in the zoo yet",
     "native_ckpt/teco*": "the TECO systems are not in the zoo yet",
     "transformer*": "the Transformer baselines are not in the zoo yet",
-    "klvae*": "the KL-VAE tokenizer is not in the zoo yet",
     "favor*": "the Performer baseline is not in the zoo yet",
 }
 

@@ -1,4 +1,4 @@
-"""Leaves of the VQ-GAN of ConvSSM and TECO (flax) under our names.
+"""Leaves of the VQ-GAN and the KL-VAE of ConvSSM and TECO (flax) under our names.
 
 Flax numbers submodules per kind in the order in which they are made, which is the order of the forward pass.
 """
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from slotzoo.errors import WeightsError
+from slotzoo.models.kl_vae import KLVAE, KLVAEConfig
 from slotzoo.models.vqgan import VQGAN, VQGANConfig
 from slotzoo.nn.taming import AttentionBlock, Decoder, Downsample, Encoder, Level, Middle, ResidualBlock
 
@@ -16,28 +17,45 @@ TABLE = "stats/quantize/embeddings"  # a variable that the seed does not train, 
 
 
 def config(args: Mapping[str, Any]) -> VQGANConfig:
-    """The sizes of a checkpoint from the `args` of its run; what they hold beside sizes is left alone."""
+    """The sizes of a VQ-GAN from the `args` of its run; what they hold beside sizes is left alone."""
     try:
-        return VQGANConfig(
-            resolution=int(args["resolution"]),
-            ch=int(args["ch"]),
-            ch_mult=tuple(int(m) for m in args["ch_mult"]),
-            num_res_blocks=int(args["num_res_blocks"]),
-            attn_resolutions=tuple(int(r) for r in args["attn_resolutions"]),
-            z_channels=int(args["z_channels"]),
-            n_embed=int(args["n_embed"]),
-            embed_dim=int(args["embed_dim"]),
-            double_z=bool(args.get("double_z", False)),
-        )
+        codes, double = int(args["n_embed"]), bool(args.get("double_z", False))
+        return VQGANConfig(**_sizes(args), n_embed=codes, double_z=double)
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(
             f"the run's args do not describe a VQ-GAN: {error!r} is missing or no number."
         ) from error
 
 
-def leaves(model: VQGAN) -> dict[str, str]:
+def kl_config(args: Mapping[str, Any]) -> KLVAEConfig:
+    """The sizes of a KL-VAE from the `args` of its run."""
+    try:
+        if not args.get("double_z", True):
+            raise WeightsError(
+                "the run's args do not describe a KL-VAE, whose double_z is true: mean and variance."
+            )
+        return KLVAEConfig(**_sizes(args))
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"the run's args do not describe a KL-VAE: {error!r} is missing or no number."
+        ) from error
+
+
+def _sizes(args: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(
+        resolution=int(args["resolution"]),
+        ch=int(args["ch"]),
+        ch_mult=tuple(int(m) for m in args["ch_mult"]),
+        num_res_blocks=int(args["num_res_blocks"]),
+        attn_resolutions=tuple(int(r) for r in args["attn_resolutions"]),
+        z_channels=int(args["z_channels"]),
+        embed_dim=int(args["embed_dim"]),
+    )
+
+
+def leaves(model: VQGAN | KLVAE) -> dict[str, str]:
     """Our dotted leaf name -> the seed's path, for every leaf of `model` (which may be abstract)."""
-    found = {"quantizer.codebook": TABLE}
+    found = {"quantizer.codebook": TABLE} if isinstance(model, VQGAN) else {}
     for name in ("quant_conv", "post_quant_conv"):
         found |= _conv(name, f"param/{name}")
     for name, part in (("encoder", model.encoder), ("decoder", model.decoder)):
