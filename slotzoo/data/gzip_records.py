@@ -11,6 +11,7 @@ import os
 import pathlib
 import struct
 import threading
+import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -22,8 +23,8 @@ from slotzoo.data.tfrecord import masked_crc32c
 from slotzoo.errors import DataError
 
 
-_READ = 1 << 20  # compressed bytes read at once
-_COPIES = 512  # of the decompression's state, about 48 kB each
+_READ = 1 << 14  # compressed bytes read at once; a copy of the state keeps those that wait
+_COPIES = 512  # of the decompression's state, about 64 kB each
 _RECENT = 16  # records kept for threads that ask a little out of order
 
 
@@ -97,6 +98,7 @@ class _Stream:
             self.file = open(path, "rb")
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+        self._close = weakref.finalize(self, self.file.close)
         self.file.seek(offset)
         self.state = zlib.decompressobj(31) if state is None else state
         self.path = path
@@ -144,11 +146,7 @@ class _Stream:
         return data[:-4]
 
     def close(self) -> None:
-        self.file.close()
-
-    def __del__(self):
-        if hasattr(self, "file"):  # not where opening it failed
-            self.file.close()
+        self._close()
 
 
 class GzipRecords:

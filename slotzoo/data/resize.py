@@ -14,27 +14,39 @@ from jaxtyping import Float32, UInt8
 
 
 @functools.lru_cache(maxsize=64)
-def _weights(old: int, new: int, antialias: bool) -> np.ndarray:
-    """(new, old): rows of a triangle filter, as wide as the reduction with antialias, that sum to 1."""
+def _taps(old: int, new: int, antialias: bool) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """What a new pixel is summed from: pairs of source indices (new,) and weights (new,) that add up to 1.
+
+    The filter is a triangle, as wide as the reduction with antialias and two pixels without.
+    """
     scale = old / new
     reach = max(scale, 1.0) if antialias else 1.0
     centre = (np.arange(new) + 0.5) * scale - 0.5
     if not antialias:
         centre = np.clip(centre, 0, old - 1)
-    weights = np.maximum(0, 1 - np.abs(np.arange(old)[None, :] - centre[:, None]) / reach)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    first = np.ceil(centre - reach).astype(np.int64)
+    index = first[:, None] + np.arange(int(2 * reach) + 1)[None, :]
+    weights = np.maximum(0, 1 - np.abs(index - centre[:, None]) / reach)
+    weights = np.where((index >= 0) & (index < old), weights, 0)
+    weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    index = np.clip(index, 0, old - 1)
+    return tuple((index[:, k], weights[:, k]) for k in range(index.shape[1]) if weights[:, k].any())
 
 
 def resize_bilinear(
     image: np.ndarray, size: tuple[int, int], *, antialias: bool = False
 ) -> Float32[np.ndarray, "height width channel"]:
     """`image` (height, width, channel), any number type, at another size; float32 on the scale of the input."""
-    image = np.asarray(image, np.float32)
-    rows = _weights(image.shape[0], size[0], antialias)
-    columns = _weights(image.shape[1], size[1], antialias)
-    height, width, channels = image.shape
-    by_rows = (rows @ image.reshape(height, width * channels)).reshape(size[0], width, channels)
-    return np.einsum("hwc,vw->hvc", by_rows, columns, optimize=True)
+    # Sums, not products of matrices: BLAS would start threads that wait for each other on a busy machine.
+    rows = _taps(image.shape[0], size[0], antialias)
+    columns = _taps(image.shape[1], size[1], antialias)
+    by_rows = np.zeros((size[0], *image.shape[1:]), np.float32)
+    for index, weight in rows:
+        by_rows += image[index] * weight[:, None, None]
+    out = np.zeros((*size, image.shape[2]), np.float32)
+    for index, weight in columns:
+        out += by_rows[:, index] * weight[None, :, None]
+    return out
 
 
 @functools.lru_cache(maxsize=64)

@@ -183,7 +183,11 @@ class MultiObjectFiles:
         visible = self.visibility[row][1:] > 0.5
         if not mask:
             return RawImage(found["image"])
-        labels = found["mask"].argmax(axis=0).astype(np.uint8)
+        labels = np.zeros((self.layout.height, self.layout.width), np.uint8)
+        # The largest label first: where masks overlap, the first entity has the pixel, as with argmax.
+        for k in range(self.layout.entities - 1, 0, -1):
+            np.copyto(labels, np.uint8(k), where=found["mask"][k] > 127)
+        np.copyto(labels, np.uint8(0), where=found["mask"][0] > 127)
         order = np.flatnonzero(visible)
         if len(order) and order[-1] >= len(order):
             # Objects come before empty entities in the published files; where not, labels are closed up.
