@@ -20,7 +20,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, Integer, Key, PRNGKeyArray, UInt8
 
 from slotzoo.errors import ConfigError, DataError
 from slotzoo.metrics.segmentation import SegmentationScores, labels_of_masks, segmentation_scores
@@ -165,7 +165,7 @@ class ObjectImagesTask:
         images: UInt8[np.ndarray, "batch height width channel"],
         keys: Key[Array, " batch"],
         *,
-        masks: Int[np.ndarray, "batch height width"] | None = None,
+        masks: Integer[np.ndarray, "batch height width"] | None = None,
         slots: int | None = None,
         iterations: int | None = None,
     ) -> list[Apart]:
@@ -179,7 +179,7 @@ class ObjectImagesTask:
         images: UInt8[np.ndarray, "batch height width channel"],
         out: ObjectsOutput,
         *,
-        masks: Int[np.ndarray, "batch height width"] | None = None,
+        masks: Integer[np.ndarray, "batch height width"] | None = None,
     ) -> list[Apart]:
         """What `explain` found in a batch, image by image, values in [0, 1]."""
         c = model.config
@@ -240,15 +240,16 @@ def _measure(
         score = lambda labels: segmentation_scores(
             mask.astype(jnp.int32), labels, true_count=true_count, predicted_count=len(out.masks)
         )
-        found = score(labels)
+        height, width = labels.shape
+        stripes = jnp.broadcast_to(jnp.arange(width)[None, :] * len(out.masks) // width, (height, width))
+        all_scores = jax.vmap(score)(jnp.stack([labels, jnp.zeros_like(labels), stripes]))
+        found, one_segment, striped = (jax.tree.map(lambda x, i=i: x[i], all_scores) for i in range(3))
         if "count" in out.extra and visible is not None:
             true = jnp.sum((visible > 0).astype(jnp.float32))
             found = found._replace(count_accuracy=(out.extra["count"] == true).astype(jnp.float32))
         values |= found._asdict()
-        height, width = labels.shape
-        stripes = jnp.broadcast_to(jnp.arange(width)[None, :] * len(out.masks) // width, (height, width))
-        for name, baseline in (("one segment", jnp.zeros_like(labels)), ("stripes", stripes)):
-            values |= {f"{name}/{key}": value for key, value in score(baseline)._asdict().items()}
+        for name, baseline in (("one segment", one_segment), ("stripes", striped)):
+            values |= {f"{name}/{key}": value for key, value in baseline._asdict().items()}
         return values
 
     axes = (0, 0, 0 if masked else None, 0 if "visible" in batch else None)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Float, Integer, Shaped, UInt8
 
 from slotzoo.viz.images import as_rgb, to_uint8, write_png
 from slotzoo.viz.segments import colour_labels, draw_boxes, overlay, processed_labels, raw_labels
@@ -21,7 +21,7 @@ class Apart:
     masks: Float[np.ndarray, "slot height width"]
     pictures: Float[np.ndarray, "slot height width channel"]
     extra: Mapping[str, Shaped[np.ndarray, "..."]] = dataclasses.field(default_factory=dict)
-    true: Int[np.ndarray, "height width"] | None = None
+    true: Integer[np.ndarray, "height width"] | None = None
 
     def slot_pictures(self) -> Float[np.ndarray, "slot height width channel"]:
         """What each slot paints, on white."""
@@ -92,8 +92,8 @@ def _bytes(image: Float[np.ndarray, "*batch height width channel"]) -> UInt8[np.
 
 
 def write_apart(
-    folder: Path, one: Apart, objects: Int[np.ndarray, "height width"], *, threshold: float = 0.5
-) -> Int[np.ndarray, "height width"]:
+    folder: Path, one: Apart, objects: Integer[np.ndarray, "height width"], *, threshold: float = 0.5
+) -> Integer[np.ndarray, "height width"]:
     """Write every picture of one image into a folder of its own; return its raw segments.
 
     `objects` are the segments without their background.

@@ -7,7 +7,7 @@ import colorsys
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Bool, Float, Integer, Shaped, UInt8
 
 from slotzoo.errors import ConfigError, nearest
 
@@ -33,14 +33,14 @@ def _colours() -> UInt8[np.ndarray, "label 3"]:
 COLOURS = _colours()
 
 
-def colour_labels(labels: Int[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape 3"]:
+def colour_labels(labels: Integer[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape 3"]:
     """A label map in the fixed colours; labels beyond 255 begin again at 1."""
     return COLOURS[np.where(labels < _LABELS, labels, 1 + (labels - 1) % (_LABELS - 1))]
 
 
 def overlay(
     image: UInt8[np.ndarray, "*batch height width 3"],
-    labels: Int[np.ndarray, "*batch height width"],
+    labels: Integer[np.ndarray, "*batch height width"],
     *,
     opacity: float = 0.45,
 ) -> UInt8[np.ndarray, "*batch height width 3"]:
@@ -51,7 +51,7 @@ def overlay(
     return np.where(_outline(labels)[..., None], tint, mixed).round().astype(np.uint8)
 
 
-def _outline(labels: Int[np.ndarray, "*batch height width"]) -> Bool[np.ndarray, "*batch height width"]:
+def _outline(labels: Integer[np.ndarray, "*batch height width"]) -> Bool[np.ndarray, "*batch height width"]:
     """Points of a segment whose lower or right neighbour belongs to another one."""
     edge = np.zeros(labels.shape, bool)
     edge[..., :-1, :] |= labels[..., :-1, :] != labels[..., 1:, :]
@@ -59,14 +59,14 @@ def _outline(labels: Int[np.ndarray, "*batch height width"]) -> Bool[np.ndarray,
     return edge & (labels > 0)
 
 
-def raw_labels(masks: Float[np.ndarray, "slot *space"]) -> Int[np.ndarray, "*space"]:
+def raw_labels(masks: Float[np.ndarray, "slot *space"]) -> Integer[np.ndarray, "*space"]:
     """1 + the slot with the largest mask."""
     return np.argmax(masks, axis=0) + 1
 
 
 def processed_labels(
     masks: Float[np.ndarray, "slot *space"], *, threshold: float = 0.5
-) -> Int[np.ndarray, "*space"]:
+) -> Integer[np.ndarray, "*space"]:
     """1 + the slot with the largest mask, and 0 where no mask reaches the threshold."""
     return np.where(np.max(masks, axis=0) < threshold, 0, raw_labels(masks))
 
@@ -77,7 +77,7 @@ def without_background(
     metric: Literal["area", "distance"] = "area",
     *,
     threshold: float = 0.5,
-) -> Int[np.ndarray, "height width"]:
+) -> Integer[np.ndarray, "height width"]:
     """Labels of objects, 0 for the background.
 
     `spread_out`: the background is what no slot is sure of. `concentrated`: it is one slot, the one whose convex hull
@@ -101,7 +101,7 @@ def without_background(
 
 
 def largest_segment(
-    labels: Int[np.ndarray, "height width"], count: int, metric: Literal["area", "distance"]
+    labels: Integer[np.ndarray, "height width"], count: int, metric: Literal["area", "distance"]
 ) -> int:
     """The label, of 0 to `count - 1`, whose convex hull is largest: by area, or by its two farthest points."""
     sizes = []
@@ -118,7 +118,7 @@ def largest_segment(
     return int(np.argmax(sizes))
 
 
-def convex_hull(points: Int[np.ndarray, "point 2"]) -> Int[np.ndarray, "corner 2"]:
+def convex_hull(points: Integer[np.ndarray, "point 2"]) -> Integer[np.ndarray, "corner 2"]:
     """The corners of the convex hull in order, without points on its edges (Andrew's monotone chain)."""
     if len(points) < 3:
         return points
