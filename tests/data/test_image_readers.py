@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from slotzoo.data import index_cache, list_sources, make_pipeline, open_source
+from slotzoo.data import index_cache, list_sources, make_pipeline, open_source, prepare, verify
 from slotzoo.data.gzip_records import GzipRecords, parse_bytes_example
 from slotzoo.data.image_sets import IMAGE_SETS
 from slotzoo.data.sources import picture_sets
@@ -115,6 +115,23 @@ def test_batches_hold_images_masks_and_what_is_visible(published):
     batch = next(iter(make_pipeline(source, batch_size=4, seed=1, train=True)))
     assert batch["image"].shape == (4, 24, 24, 3) and batch["image"].dtype == np.uint8
     assert batch["mask"].shape == (4, 24, 24) and batch["visible"].shape == (4, 3)
+
+
+def test_prepared_sets_hold_what_was_asked_for(published, tmp_path):
+    source = open_source("tetrominoes", "train", root=published, size=20)
+    prepare(source, tmp_path / "train", workers=3)
+    found = open_source("tetrominoes", "train", root=tmp_path, size=20)
+    assert len(found) == COUNT and all(equal(found[i], source[i]) for i in range(COUNT))
+    assert found.fingerprint == source.fingerprint and verify(tmp_path / "train") == COUNT
+    assert len(open_source("tetrominoes", "train", root=tmp_path)) == COUNT  # nothing asked, nothing to refuse
+    for option, value, message in (
+        ("size", 21, "was prepared with size=20, not 21; prepare it again with size=21"),
+        ("max_objects", 2, "was prepared with max_objects=None, not 2"),
+    ):
+        with pytest.raises(DataError, match=message):
+            open_source("tetrominoes", "train", root=tmp_path, **{option: value})
+    with pytest.raises(DataError, match="holds another data set"):
+        prepare(open_source("tetrominoes", "train", root=published, size=21), tmp_path / "train")
 
 
 def test_records_are_counted_once(folder, tmp_path, monkeypatch):

@@ -73,10 +73,10 @@ PICTURES = {
     "tetrominoes": "90d7bd3c3995",
     "multi_dsprites": "85c4994c40b7",
     "clevr6": "d6913fd4cd18",
-    "clevrtex": "f741cf87af39",
+    "clevrtex": "3f0fe8c4b16d",
     "rooms": "06f5a32b030c",
     "sketchy": "f8e6e41eb2c0",
-    "boxworld": "7ca011bc3d83",
+    "boxworld": "8a7b10f81dc2",
 }
 
 
@@ -97,6 +97,10 @@ def test_doubles_are_opened_by_name(name, tmp_path):
     assert isinstance(source, Source) and source.provenance == "embedded double" and len(source) == 3
     assert set(options) <= set(source_options(name))
     cached = open_source(name, "test", cache=tmp_path, **options)
+    # The double's options are all taken; the reader's alone are left unused, not refused.
+    given = {"max_objects": 4, "crop": "whole", "antialias": True, "masks": True, "seed_splits": True}
+    unused = {k: v for k, v in given.items() if k in source_options(name)}
+    assert len(open_source(name, "test", **options, **unused)) == 3
     for i in range(3):
         a, b, c = source[i], cached[i], pickle.loads(pickle.dumps(source))[i]
         assert a.keys() == b.keys() and all(
@@ -155,6 +159,7 @@ def test_targets_describe_the_picture():
 def test_wrong_scenes_are_sentences():
     for make, message in (
         (lambda: ClevrScenes(size=4), "at least 8 pixels"),
+        (lambda: ClevrScenes(max_objects=11), "1 to 10 objects"),
         (lambda: ClevrScenes(min_objects=7), "min_objects at most max_objects; got 7 and 6"),
         (lambda: MultiDSprites(size=2), "at least 8"),
         (lambda: Tetrominoes(size=0), "at least 1 pixel"),

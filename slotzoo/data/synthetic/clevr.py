@@ -90,9 +90,9 @@ class ClevrScenes:
     def __post_init__(self):
         if self.size < 8:
             raise ConfigError(f"CLEVR scenes need a size of at least 8 pixels, got {self.size}.")
-        if not 1 <= self.min_objects <= self.max_objects <= 12:
+        if not 1 <= self.min_objects <= self.max_objects <= 10:
             raise ConfigError(
-                f"CLEVR scenes have 1 to 12 objects, min_objects at most max_objects; got {self.min_objects} and "
+                f"CLEVR scenes have 1 to 10 objects, min_objects at most max_objects; got {self.min_objects} and "
                 f"{self.max_objects}."
             )
 
@@ -101,8 +101,13 @@ class ClevrScenes:
         return 1
 
     @property
+    def _labels(self) -> int:
+        # As the readers give them: ClevrTex has ten labels whatever is filtered, CLEVR as many as are asked for.
+        return self.max_objects if self.textured is None else 10
+
+    @property
     def spec(self) -> dict[str, FieldSpec]:
-        fields = image_fields(self.size, self.size, self.max_objects if self.masks else None)
+        fields = image_fields(self.size, self.size, self._labels if self.masks else None)
         if self.attributes:
             fields["targets"] = target_field(self.max_objects)
         return fields
@@ -124,7 +129,7 @@ class ClevrScenes:
         record: Record = {"image": average(shade(solids, hits, surface))}
         if self.masks:
             record["mask"] = mask
-            record["visible"] = (np.arange(self.max_objects) < count).astype(np.uint8)
+            record["visible"] = (np.arange(self._labels) < count).astype(np.uint8)
         if self.attributes:
             place = np.stack([solids.x, solids.y, solids.z], axis=1)
             kinds = (np.minimum(sizes, len(SIZES) - 1), metal, solids.shape, colors)

@@ -13,6 +13,7 @@ from slotzoo.errors import ConfigError
 
 
 _RADII = (0.35, 0.5)
+_LABELS = 11  # as in RAVENS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class TableScenes:
     def __post_init__(self):
         if self.size < 8:
             raise ConfigError(f"Pictures of tables need a size of at least 8 pixels, got {self.size}.")
-        if not 1 <= self.min_objects <= self.max_objects <= 11:
+        if not 1 <= self.min_objects <= self.max_objects <= _LABELS:
             raise ConfigError(
                 "Tables have 1 to 11 objects, min_objects at most max_objects; got "
                 f"{self.min_objects} and {self.max_objects}."
@@ -42,7 +43,7 @@ class TableScenes:
 
     @property
     def spec(self) -> dict[str, FieldSpec]:
-        return image_fields(self.size, self.size, self.max_objects if self.masks else None)
+        return image_fields(self.size, self.size, _LABELS if self.masks else None)
 
     def draw(self, rng: np.random.Generator) -> Record:
         while True:
@@ -64,5 +65,5 @@ class TableScenes:
         record: Record = {"image": average(shade(placed[0], hits, surface))}
         if self.masks:
             record["mask"] = mask
-            record["visible"] = (np.arange(self.max_objects) < count).astype(np.uint8)
+            record["visible"] = (np.arange(_LABELS) < count).astype(np.uint8)
         return record
