@@ -217,6 +217,15 @@ class ReportSettings:
 
 
 @dataclasses.dataclass(slots=True)
+class CompareSettings:
+    """`experiments.compare`: runs side by side with what was published."""
+
+    runs: list[str] = MISSING  # folders of evaluated runs
+    out: str = "comparison"
+    plugins: list[str] = dataclasses.field(default_factory=list)  # modules imported first, to register models
+
+
+@dataclasses.dataclass(slots=True)
 class PrepareSettings:
     """`experiments.prepare`: convert a data set once to ArrayRecord."""
 
@@ -225,7 +234,9 @@ class PrepareSettings:
     splits: list[str] = dataclasses.field(default_factory=lambda: ["train", "test"])
     workers: int = 2
     format: str = "array_record"  # array_record | teco (the layout that the set is published in)
-    encode: str | None = None  # vqgan: write tokens, those of `tokenizer`, else of the set's own finished VQ-GAN
+    encode: str | None = (
+        None  # vqgan: write tokens, those of `tokenizer`, else of the set's own finished VQ-GAN
+    )
     runs_dir: str = "runs"  # where that is looked for
     tokenizer: str | None = None  # a finished run or a weights file: write its tokens instead of the frames
 
@@ -256,6 +267,7 @@ SCHEMAS = {
     "sample": SampleSettings,
     "predict": PredictSettings,
     "report": ReportSettings,
+    "compare": CompareSettings,
     "prepare": PrepareSettings,
     "convert": ConvertSettings,
     "benchmark": BenchmarkSettings,

@@ -5,10 +5,12 @@ takes one clip: `model(clip, actions, [codebook,] draws=..., key=...)` gives pre
 continues a context.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +134,7 @@ class VideoPredictionTask:
         """The mean over clips of the weighted sum of each prediction's loss, and its terms.
 
         Tokens: cross-entropy with smoothed labels, summed over a frame. Pixels: squared and absolute error mixed.
+        A model with a `loss` of its own says itself what it is trained on.
         """
         del step
         clips = _clips(frozen, batch)
@@ -141,6 +144,9 @@ class VideoPredictionTask:
         def one(clip, actions, key):
             draw_key, dropout_key = jax.random.split(key)
             draws = model.draw(len(clip), key=draw_key)
+            if hasattr(model, "loss"):  # it is trained on more than its predictions, as TECO is
+                given = () if frozen.tokenizer is None else (frozen.tokenizer.codebook,)
+                return model.loss(clip, actions, *given, draws=draws, key=dropout_key)
             out = _forward(model, frozen, clip, actions, draws=draws, key=dropout_key)
             return _score(model, out, clip)
 
@@ -167,6 +173,7 @@ class VideoPredictionTask:
         protocols = {r: VideoProtocol(context=r.context, lpips=lpips, i3d=i3d) for r in c.rollouts}
         drawn = dict.fromkeys(c.rollouts, 0)
         sums: dict[str, np.ndarray] = {}
+        clocks = {r: _Clock() for r in c.rollouts}
         for number, batch in enumerate(batches):
             if should_stop():
                 break
@@ -181,7 +188,8 @@ class VideoPredictionTask:
             for rollout, protocol in protocols.items():
                 if should_stop():
                     break
-                made = self.rollout(model, frozen, arrays, rollout, key=stream(key, rollout.name, number))
+                with clocks[rollout].frames(clips * c.samples, rollout.length or truth.shape[1]):
+                    made = self.rollout(model, frozen, arrays, rollout, key=stream(key, rollout.name, number))
                 compared = {"model": made} | _cut(ceiling, rollout.length)
                 protocol.add(truth[:, : rollout.length], compared, valid=valid)
                 wanted = c.pictures - drawn[rollout]
@@ -197,7 +205,10 @@ class VideoPredictionTask:
             raise DataError("video prediction: there is no held-out clip to evaluate on; raise eval.clips.")
         one_step = _one_step_numbers(sums)
         tables = [_one_step_table(one_step)]
-        tables += [protocol.table(f"Rollout: {r.title}") for r, protocol in protocols.items()]
+        for r, protocol in protocols.items():
+            table = protocol.table(f"Rollout: {r.title}")
+            timing = clocks[r].milliseconds()
+            tables.append({**table, "rollout": r.name, "ms_per_frame": timing})
         (folder / "table.json").write_text(json.dumps({"tables": tables}, indent=1) + "\n")
         numbers = dict(one_step)
         for r, protocol in protocols.items():
@@ -255,6 +266,28 @@ class VideoPredictionTask:
             )
             samples.append(np.concatenate([truth, np.asarray(made)[:, rollout.context :]], axis=1))
         return np.stack(samples, axis=1)
+
+
+class _Clock:
+    """How long rollouts take per frame, given ones included, once they are compiled."""
+
+    def __init__(self):
+        self.seconds, self.counted, self.calls = 0.0, 0, 0
+
+    @contextlib.contextmanager
+    def frames(self, clips: int, length: int) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        if self.calls:  # the first call compiles
+            self.seconds, self.counted = (
+                self.seconds + time.perf_counter() - started,
+                self.counted + clips * length,
+            )
+        self.calls += 1
+
+    def milliseconds(self) -> float | None:
+        """Per frame of one clip; None after one call or none."""
+        return 1000 * self.seconds / self.counted if self.counted else None
 
 
 def draw_clip(

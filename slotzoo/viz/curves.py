@@ -43,12 +43,12 @@ def line_chart(
     Values that are None, NaN or infinite leave a gap. `logarithmic` needs positive values and is ignored
     otherwise. `smooth` draws a running mean over the raw line, made faint.
     """
-    clean = {name: _finite(x, y) for name, (x, y) in series.items()}
+    clean = {name: finite(x, y) for name, (x, y) in series.items()}
     points = [(a, b) for xs, ys in clean.values() for a, b in zip(xs, ys, strict=True) if math.isfinite(b)]
     if not points:
         return _figure(title, "<p class=missing>No finite values were logged.</p>", "")
     logarithmic = logarithmic and min(b for _, b in points) > 0
-    scale = _Scale(points, logarithmic)
+    scale = Scale(points, logarithmic)
     body = [*scale.axes(x_label, y_label)]
     keys = []
     for i, (name, (xs, ys)) in enumerate(clean.items()):
@@ -62,7 +62,7 @@ def line_chart(
         for x, y in scale.lonely(xs, ys):
             body.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" style="fill:{colour}"/>')
         last = next((b for b in reversed(ys) if math.isfinite(b)), None)
-        value = "" if last is None else f" <b>{_number(last)}</b>"
+        value = "" if last is None else f" <b>{short_number(last)}</b>"
         line = f'<line x1="1" y1="5" x2="27" y2="5" stroke-width="3" {style}/>'
         key = f'<svg viewBox="0 0 28 10" aria-hidden="true">{line}</svg>'
         keys.append(f"<li>{key}{escape(name)}{value}</li>")
@@ -76,7 +76,7 @@ def _figure(title: str, body: str, legend: str) -> str:
     return f'<figure class="card"><figcaption>{escape(title)}</figcaption>{legend}{body}</figure>'
 
 
-class _Scale:
+class Scale:
     """Where values lie on the picture."""
 
     def __init__(self, points: Sequence[tuple[float, float]], logarithmic: bool):
@@ -124,15 +124,17 @@ class _Scale:
     def axes(self, x_label: str, y_label: str) -> list[str]:
         bottom = HEIGHT - BOTTOM
         parts = []
-        for tick in _ticks(self.y0, self.y1, 5):
+        for tick in ticks(self.y0, self.y1, 5):
             value = 10**tick if self.logarithmic else tick
             y = self.y(value)
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>')
-        for tick in _ticks(self.x0, self.x1, 5, whole=self.whole):
+            parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{short_number(value)}</text>')
+        for tick in ticks(self.x0, self.x1, 5, whole=self.whole):
             x = self.x(tick)
             parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
-            parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{_number(tick)}</text>')
+            parts.append(
+                f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{short_number(tick)}</text>'
+            )
         parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
         middle = (LEFT + WIDTH - RIGHT) / 2
         parts.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
@@ -144,7 +146,7 @@ class _Scale:
         return parts
 
 
-def _finite(xs: Sequence[float | int], ys: Sequence[float | int | None]) -> tuple[list[float], list[float]]:
+def finite(xs: Sequence[float | int], ys: Sequence[float | int | None]) -> tuple[list[float], list[float]]:
     return [float(x) for x in xs], [math.nan if y is None or not math.isfinite(y) else float(y) for y in ys]
 
 
@@ -176,7 +178,7 @@ def _running_mean(ys: Sequence[float]) -> list[float]:
     return np.where(there, total / np.maximum(count, 1.0), np.nan).tolist()
 
 
-def _ticks(low: float, high: float, about: int, *, whole: bool = False) -> list[float]:
+def ticks(low: float, high: float, about: int, *, whole: bool = False) -> list[float]:
     """Round numbers inside of [low, high], about so many; `whole` ones only if asked."""
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
@@ -187,7 +189,7 @@ def _ticks(low: float, high: float, about: int, *, whole: bool = False) -> list[
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
-def _number(value: float) -> str:
+def short_number(value: float) -> str:
     """Short: 12500 -> 12.5k, 0.00031 -> 3.1e-4."""
     if value == 0:
         return "0"

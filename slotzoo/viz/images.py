@@ -100,13 +100,13 @@ def write_text(
 ) -> UInt8[np.ndarray, "height width 3"]:
     """A copy of the canvas with a line of text whose upper left corner is (left, top)."""
     picture = Image.fromarray(canvas)
-    ImageDraw.Draw(picture).text((left, top), text, fill=colour, font=_font(size))
+    ImageDraw.Draw(picture).text((left, top), text, fill=colour, font=font(size))
     return np.array(picture)
 
 
 def text_width(text: str, size: int = 12) -> int:
     """Pixels that a line of text takes."""
-    return int(np.ceil(_font(size).getlength(text)))
+    return int(np.ceil(font(size).getlength(text)))
 
 
 def png_bytes(image: Shaped[np.ndarray, "height width channel"]) -> bytes:
@@ -135,6 +135,6 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
 
 
 @lru_cache(maxsize=8)
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     # Pillow brings a font of its own, so pictures look the same on every machine.
     return ImageFont.load_default(size)

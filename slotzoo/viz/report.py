@@ -53,14 +53,23 @@ def write_report(
         *_history(records.evaluations[:-1], media),
         *_about(records),
     ]
-    page = (
+    return write_bytes(folder / "report.html", _page(title, "".join(body)).encode())
+
+
+def write_tables(path: str | Path, title: str, tables: Sequence[Table]) -> Path:
+    """Write tables and their curves as one HTML file that needs no other; returns its path."""
+    body = f"<header><h1>{escape(title)}</h1></header>{''.join(_table(table) for table in tables)}"
+    return write_bytes(path, _page(title, body).encode())
+
+
+def _page(title: str, body: str) -> str:
+    return (
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         f"<title>{escape(title)}</title><style>{CSS}{curves.CSS}</style></head>\n"
-        f"<body><main>{''.join(body)}</main></body></html>\n"
+        f"<body><main>{body}</main></body></html>\n"
     )
-    return write_bytes(folder / "report.html", page.encode())
 
 
 def _title(folder: Path) -> str:

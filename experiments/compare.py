@@ -1,0 +1,241 @@
+"""`python -m experiments.compare runs=[runs/A/seed0,runs/B/seed0]`: runs side by side with what was published."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from experiments import cli
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What is known of one run: its settings' names, its newest evaluation, and what it cost."""
+
+    name: str
+    model: str
+    tables: Sequence[Mapping[str, Any]]
+    step: int
+    double: bool
+    data: tuple[Any, ...]
+    cost: Mapping[str, Any]
+
+
+def compare(config: DictConfig) -> int:
+    """Print and write a table per kind of evaluation, a row per run, and a picture of every per-frame curve."""
+    from experiments import build, validate
+    from experiments.folder import RunFolder, write_text
+    from experiments.schema import CompareSettings
+    from slotzoo.errors import ConfigError
+    from slotzoo.viz.plots import write_plot
+    from slotzoo.viz.report import write_tables
+    from slotzoo.viz.tables import read_tables, text_tables
+
+    asked = validate.settings(config, CompareSettings)
+    build.plugins(asked.plugins)
+    if not asked.runs:
+        raise ConfigError(
+            "runs=[]: give the folders of the runs to compare, e.g. runs=[runs/A/seed0,runs/B/seed0]."
+        )
+    folders = [RunFolder(Path(run).expanduser()) for run in asked.runs]
+    runs = named([measured(folder) for folder in folders], folders)
+    out = Path(asked.out).expanduser()
+    tables = [*joined(runs), costs(runs)]
+    write_text(out / "table.json", json.dumps({"tables": tables}, indent=1) + "\n")
+    page = write_tables(
+        out / "comparison.html", ", ".join(run.name for run in runs), read_tables({"tables": tables})
+    )
+    for table in tables:
+        for curve in table.get("curves", ()):
+            series = {name: (curve["x"], values) for name, values in curve["series"].items()}
+            if not any(value is not None for _, values in series.values() for value in values):
+                continue
+            name = f"{curve['title']}_{table.get('rollout', '')}".lower().replace(" ", "_").strip("_")
+            labels = {"x_label": curve.get("x_label", ""), "y_label": curve.get("y_label", "")}
+            write_plot(out / f"{name}.png", series, title=f"{curve['title']}, {table.get('rollout', '')}", **labels)
+    text = text_tables({"tables": tables})
+    write_text(out / "table.txt", text + "\n")
+    print(text)
+    print(f"\nWritten to {out}: table.json, table.txt, {page.name} and a picture of each curve.")
+    return 0
+
+
+def measured(folder: Any) -> Measured:
+    """Read the newest evaluation of a run; of several at the same step, the one that was made last."""
+    from slotzoo.errors import ConfigError, DataError
+
+    run, card = folder.read_settings(), folder.read_card()
+    found = []
+    for path in (folder.path / "evaluation").glob("step_*/table.json"):
+        number = path.parent.name.split("_")[1]
+        if number.isdigit():
+            found.append((int(number), path.stat().st_mtime, path))
+    if not found:
+        raise ConfigError(
+            f"run={folder.path}: was not evaluated yet; python -m experiments.evaluate run={folder.path}."
+        )
+    step, _, path = max(found)
+    try:
+        content = json.loads(path.read_text())
+        tables = content.get("tables", [content])
+        assert all(isinstance(table["rows"], list) and table["rows"] for table in tables)
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        raise DataError(f"{path}: is not the table of an evaluation; evaluate the run again.") from error
+    data = card.get("data", {})
+    cost = {"parameters": _parameters(folder.path / "weights.safetensors"), "step": step}
+    cost |= _speed(folder.path / "metrics.jsonl", step)
+    for table in tables:
+        if table.get("ms_per_frame") is not None:
+            cost[f"ms per frame ({table['rollout']})"] = table["ms_per_frame"]
+    origin = (run.data.name, data.get("provenance"), run.data.size, run.data.seed)
+    double = data.get("provenance") == "embedded double"
+    return Measured(run.name, run.model["name"], tables, step, double, origin, cost)
+
+
+def named(runs: Sequence[Measured], folders: Sequence[Any]) -> list[Measured]:
+    """The runs with names that tell them apart: the seed is added where a name occurs twice."""
+    names = [run.name for run in runs]
+    return [
+        dataclasses.replace(run, name=f"{run.name}, {folder.path.name}") if names.count(run.name) > 1 else run
+        for run, folder in zip(runs, folders, strict=True)
+    ]
+
+
+def joined(runs: Sequence[Measured]) -> list[dict[str, Any]]:
+    """One table per title that any run has: a row per run, trivial predictions, and what was published."""
+    titles = list(dict.fromkeys(table["title"] for run in runs for table in run.tables))
+    return [_joined(title, runs) for title in titles] + _published_elsewhere(runs)
+
+
+def _joined(title: str, runs: Sequence[Measured]) -> dict[str, Any]:
+    mine = {run.name: table for run in runs for table in run.tables if table["title"] == title}
+    first = next(iter(mine.values()))
+    columns = list(dict.fromkeys(column for table in mine.values() for column in table.get("columns", ())))
+    rows = [{**table["rows"][0], "name": name} for name, table in mine.items()]
+    notes = []
+    if len({run.data for run in runs}) == 1:
+        rows += first["rows"][1:] if title.startswith("Rollout") else []
+    else:
+        notes.append("The runs were measured on different data: their rows do not compare.")
+    published = _published(first.get("rollout"), runs)
+    rows += published
+    if published and any(run.double for run in runs):
+        notes.append("Published rows are of the real data set at full size; the runs saw an embedded double.")
+    return {
+        "title": title,
+        "columns": columns,
+        "better": first.get("better", {}),
+        "rows": rows,
+        "notes": [*first.get("notes", ()), *notes],
+        "curves": _curves(mine),
+        "rollout": first.get("rollout", ""),
+    }
+
+
+def _published(rollout: str | None, runs: Sequence[Measured]) -> list[dict[str, Any]]:
+    """Rows of the models' cards: their metrics are named `measure@rollout`."""
+    from slotzoo.metrics.protocol import HIGHER_IS_BETTER
+    from slotzoo.models import model_card
+
+    rows = []
+    for model in dict.fromkeys(run.model for run in runs):
+        found = {k: model_card(model).metrics.get(f"{k.lower()}@{rollout}") for k in HIGHER_IS_BETTER}
+        if any(value is not None for value in found.values()):
+            rows.append({"name": f"{model}, published", **found})
+    return rows
+
+
+def _published_elsewhere(runs: Sequence[Measured]) -> list[dict[str, Any]]:
+    """What was published for rollouts that these runs did not make (or for no rollout in particular)."""
+    from slotzoo.models import model_card
+
+    made = {table.get("rollout") for run in runs for table in run.tables}
+    rows: dict[str, dict[str, Any]] = {}
+    for model in dict.fromkeys(run.model for run in runs):
+        for name, value in model_card(model).metrics.items():
+            measure, _, rollout = name.partition("@")
+            if not rollout or rollout not in made:
+                row = f"{model}{', ' if rollout else ''}{rollout}"
+                rows.setdefault(row, {"name": row})[measure.upper()] = value
+    if not rows:
+        return []
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row if column != "name"))
+    note = "action_144: 144 given frames, and actions; 100_to_900: 100 given of 900 frames, no actions."
+    table = {"title": "Published, for other rollouts", "columns": columns, "rows": list(rows.values())}
+    return [{**table, "better": {}, "notes": [note]}]
+
+
+def _curves(tables: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The runs' own curves and, for comparison, the first run's trivial ones."""
+    merged: dict[str, dict[str, Any]] = {}
+    for name, table in tables.items():
+        for curve in table.get("curves", ()):
+            own = next(iter(curve["series"]), None)
+            if own is None:
+                continue
+            entry = merged.setdefault(curve["title"], {**curve, "x": list(curve["x"]), "series": {}})
+            if entry["x"] == curve["x"]:
+                entry["series"][name] = curve["series"][own]
+    for curve in next(iter(tables.values())).get("curves", ()):
+        for name, values in list(curve["series"].items())[1:]:
+            merged[curve["title"]]["series"].setdefault(name, values)
+    return list(merged.values())
+
+
+def costs(runs: Sequence[Measured]) -> dict[str, Any]:
+    """What each run cost: parameters, steps, time of a training step and of a generated frame."""
+    columns = list(dict.fromkeys(column for run in runs for column in run.cost))
+    return {
+        "title": "Cost",
+        "columns": columns,
+        "better": {},
+        "rows": [{"name": run.name, **run.cost} for run in runs],
+        "notes": [
+            "Milliseconds per training step (median) and per frame of a rollout, as these runs were timed."
+        ],
+    }
+
+
+def _parameters(path: Path) -> int | None:
+    """Numbers in a weights file; None where there is none yet."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
+    except (OSError, SafetensorError):
+        return None
+
+
+def _speed(path: Path, until: int) -> dict[str, float]:
+    """The median time of a training step, from the log."""
+    speeds = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            entry = json.loads(line)
+            value, step = entry.get("steps_per_second"), entry.get("step", 0)
+        except (ValueError, AttributeError):
+            continue  # a line that was cut off by a crash
+        if isinstance(value, int | float) and value > 0 and step <= until:
+            speeds.append(value)
+    return {"ms per step": 1000 / sorted(speeds)[len(speeds) // 2]} if speeds else {}
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="compare")
+def _main(config: DictConfig) -> None:
+    with cli.sentences():
+        raise SystemExit(compare(config))
+
+
+def main() -> None:
+    cli.prepare("compare")
+    _main()
+
+
+if __name__ == "__main__":
+    main()

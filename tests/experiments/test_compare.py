@@ -1,0 +1,114 @@
+"""Runs side by side, from what their evaluations wrote."""
+
+import json
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+from experiments import compare, validate
+from experiments.compose import experiment
+from experiments.folder import RunFolder
+from experiments.schema import CompareSettings, RunSettings
+from slotzoo.errors import ConfigError, DataError
+from slotzoo.viz.plots import write_plot
+
+
+def table(title, rollout, psnr, frames=4):
+    curve = {
+        "title": "PSNR by frame",
+        "x": list(range(10, 10 + frames)),
+        "x_label": "frame",
+        "y_label": "PSNR (dB)",
+    }
+    series = {"model": [psnr] * frames, "repeat last frame": [5.0] * frames}
+    rows = [{"name": "model", "PSNR": psnr, "clips": 4}, {"name": "repeat last frame", "PSNR": 5.0, "clips": 4}]
+    better = {"PSNR": "higher"}
+    whole = {"title": title, "columns": ["PSNR", "clips"], "better": better, "rows": rows, "notes": []}
+    return {**whole, "curves": [{**curve, "series": series}], "rollout": rollout, "ms_per_frame": psnr / 10}
+
+
+def run_folder(path, exp, psnr, *, seed=0, provenance="embedded double", step=7):
+    config = experiment(exp, ["scale=tiny", f"seed={seed}", f"runs_dir={path}"])
+    run = validate.settings(validate.with_scale(config, (), accelerator=False), RunSettings)
+    folder = RunFolder.of(run)
+    folder.write_settings(run)
+    folder.update_card(data={"provenance": provenance})
+    for number, value in ((step, psnr), (2, 99.0)):
+        where = folder.evaluation(number)
+        where.mkdir(parents=True)
+        tables = [table("Rollout: 100 given", "100_to_900", value)]
+        (where / "table.json").write_text(json.dumps({"tables": tables}))
+    lines = [{"step": s, "split": "train", "steps_per_second": v} for s, v in ((1, 4.0), (2, 5.0), (3, 5.0))]
+    (folder.path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 4, "ste')
+    return str(folder.path)
+
+
+def ask(runs, out):
+    return OmegaConf.structured(CompareSettings(runs=runs, out=str(out)))
+
+
+def test_runs_stand_beside_each_other_and_what_was_published(tmp_path, capsys):
+    a = run_folder(tmp_path, "convs5_mnist300", 12.5)
+    b = run_folder(tmp_path, "convs5_mnist600", 13.25)
+    assert compare.compare(ask([a, b], tmp_path / "out")) == 0
+    rollout, elsewhere, cost = json.loads((tmp_path / "out" / "table.json").read_text())["tables"]
+    rows = {row["name"]: row.get("PSNR") for row in rollout["rows"]}
+    assert rows == {
+        "convs5_mnist300_tiny": 12.5,
+        "convs5_mnist600_tiny": 13.25,
+        "repeat last frame": 5.0,
+        "convs5_mnist300, published": 16.5,
+        "convs5_mnist600, published": 16.4,
+    }
+    assert any("embedded double" in note for note in rollout["notes"])
+    (curve,) = rollout["curves"]
+    assert curve["series"]["convs5_mnist600_tiny"] == [13.25] * 4 and curve["series"]["repeat last frame"]
+    published = {row["name"]: row["PSNR"] for row in elsewhere["rows"]}
+    assert published == {"convs5_mnist300, 100_to_1300": 14.5, "convs5_mnist600, 100_to_1300": 15.6}
+    assert [row["ms per step"] for row in cost["rows"]] == [200.0, 200.0]
+    assert cost["rows"][1]["ms per frame (100_to_900)"] == 1.325
+    assert "convs5_mnist600, published" in capsys.readouterr().out
+    assert "<table>" in (tmp_path / "out" / "comparison.html").read_text()
+    assert Image.open(tmp_path / "out" / "psnr_by_frame_100_to_900.png").size[0] > 300
+
+
+def test_names_and_data_are_kept_apart(tmp_path):
+    a = run_folder(tmp_path, "convs5_mnist300", 12.5)
+    b = run_folder(tmp_path, "convs5_mnist300", 13.0, seed=1, provenance="real")
+    compare.compare(ask([a, b], tmp_path / "out"))
+    first = json.loads((tmp_path / "out" / "table.json").read_text())["tables"][0]
+    assert [row["name"] for row in first["rows"]][:2] == [
+        "convs5_mnist300_tiny, seed0",
+        "convs5_mnist300_tiny, seed1",
+    ]
+    assert any("different data" in note for note in first["notes"])
+    assert "repeat last frame" not in {row["name"] for row in first["rows"]}
+
+
+def test_what_cannot_be_compared_is_said(tmp_path):
+    run = run_folder(tmp_path, "convs5_mnist300", 12.5)
+    with pytest.raises(ConfigError, match=r"runs=\[\]: give the folders"):
+        compare.compare(ask([], tmp_path / "out"))
+    with pytest.raises(ConfigError, match="no such folder"):
+        compare.compare(ask([f"{run}x"], tmp_path / "out"))
+    newest = RunFolder(tmp_path / "convs5_mnist300_tiny" / "seed0").evaluation(7) / "table.json"
+    newest.write_text("{}")
+    with pytest.raises(DataError, match="is not the table of an evaluation"):
+        compare.compare(ask([run], tmp_path / "out"))
+    for path in newest.parent.parent.glob("*/table.json"):
+        path.unlink()
+    with pytest.raises(ConfigError, match="was not evaluated yet"):
+        compare.compare(ask([run], tmp_path / "out"))
+
+
+def test_a_plot_has_its_lines_and_refuses_to_be_empty(tmp_path):
+    x = list(range(50))
+    path = write_plot(
+        tmp_path / "a.png", {"a": (x, [float(v) for v in x]), "b": (x, [None] * 50)}, title="A", x_label="x"
+    )
+    picture = np.asarray(Image.open(path))
+    assert (picture == np.array([0, 0x72, 0xB2])).all(-1).sum() > 200
+    with pytest.raises(DataError, match="no finite values"):
+        write_plot(tmp_path / "b.png", {"a": (x, [None] * 50)}, title="A", x_label="x")
