@@ -308,6 +308,20 @@ def test_clevrtex_variants_do_not_share_an_index(tmp_path, monkeypatch):
         of("train", variant="pbg")
 
 
+def test_labels_beyond_the_objects_asked_for_are_closed_up(tmp_path):
+    root = write_clevrtex(tmp_path, [3] * 10)
+    source = open_source("clevrtex", "train", root=root, max_objects=3)
+    assert source.spec["visible"].shape == (3,)
+    plain = source[0]["mask"]
+    path = source.files.masks[0]
+    labels = np.asarray(Image.open(path))
+    Image.fromarray(np.where(labels == 3, 9, labels).astype(np.uint8), "L").save(path)
+    np.testing.assert_array_equal(source[0]["mask"], plain)
+    Image.fromarray((labels + 10 * (np.arange(40) % 3)[None]).astype(np.uint8), "L").save(path)
+    with pytest.raises(DataError, match="'mask' has values from 0 to .*, expected 0 to 3"):
+        source[0]
+
+
 def ravens_file(path, counts):
     n = 3 * len(counts)
     rng = np.random.default_rng(len(counts))

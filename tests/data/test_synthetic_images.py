@@ -73,10 +73,10 @@ PICTURES = {
     "tetrominoes": "90d7bd3c3995",
     "multi_dsprites": "85c4994c40b7",
     "clevr6": "d6913fd4cd18",
-    "clevrtex": "3f0fe8c4b16d",
+    "clevrtex": "f741cf87af39",
     "rooms": "06f5a32b030c",
     "sketchy": "f8e6e41eb2c0",
-    "boxworld": "8a7b10f81dc2",
+    "boxworld": "7ca011bc3d83",
 }
 
 

@@ -187,7 +187,7 @@ def open_boxworld(
     most = max_objects if max_objects is None or not grouped else 2 * max_objects
     rows = keep_at_most(rows, counts, most, name="boxworld", root=root)
     options = {"size": size, "max_objects": max_objects, "masks": masks, "grouped": grouped}
-    objects = _BOXWORLD_LABELS if masks else None
+    objects = min(_BOXWORLD_LABELS, most or _BOXWORLD_LABELS) if masks else None
     view = View(None, size, "nearest")
     return ImageSource(
         "boxworld", files, rows, view, files.native(), objects, root=root, split=split, options=options

@@ -182,10 +182,14 @@ class ImageSource:
         if self.objects is not None:
             if found.mask is None:
                 raise DataError(f"{where}: no mask; open the set with masks=false to read the images alone.")
-            record["mask"] = self.view.mask(found.mask)
+            mask = self.view.mask(found.mask)
+            if mask.max() > self.objects:
+                # Fewer objects than the set's labels were asked for: those that there are, numbered from 1.
+                mask = np.unique(np.append(mask, np.uint8(0)), return_inverse=True)[1][:-1].reshape(mask.shape)
+            record["mask"] = mask = mask.astype(np.uint8)
             visible = found.visible
             if visible is None:  # the set does not say: what is left of its labels in the picture
-                visible = np.bincount(record["mask"].ravel(), minlength=self.objects + 1)[1:] > 0
+                visible = np.bincount(mask.ravel(), minlength=self.objects + 1)[1:] > 0
             record["visible"] = visible[: self.objects].astype(np.uint8)
         check_record(record, self.spec, where)
         return record

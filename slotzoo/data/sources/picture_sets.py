@@ -271,7 +271,7 @@ def open_clevrtex(
     native = picture_size(images[int(rows[0])])
     view = View(_centre(native, _SHARE) if crop == "center" else None, size, "pillow")
     options = {"variant": variant, "size": size, "max_objects": max_objects, "crop": crop, "masks": masks}
-    objects = _TEXTURED_LABELS if masks else None
+    objects = min(_TEXTURED_LABELS, max_objects or _TEXTURED_LABELS) if masks else None
     return ImageSource(
         "clevrtex",
         PictureFiles(images, flat),

@@ -101,13 +101,8 @@ class ClevrScenes:
         return 1
 
     @property
-    def _labels(self) -> int:
-        # As the readers give them: ClevrTex has ten labels whatever is filtered, CLEVR as many as are asked for.
-        return self.max_objects if self.textured is None else 10
-
-    @property
     def spec(self) -> dict[str, FieldSpec]:
-        fields = image_fields(self.size, self.size, self._labels if self.masks else None)
+        fields = image_fields(self.size, self.size, self.max_objects if self.masks else None)
         if self.attributes:
             fields["targets"] = target_field(self.max_objects)
         return fields
@@ -129,7 +124,7 @@ class ClevrScenes:
         record: Record = {"image": average(shade(solids, hits, surface))}
         if self.masks:
             record["mask"] = mask
-            record["visible"] = (np.arange(self._labels) < count).astype(np.uint8)
+            record["visible"] = (np.arange(self.max_objects) < count).astype(np.uint8)
         if self.attributes:
             place = np.stack([solids.x, solids.y, solids.z], axis=1)
             kinds = (np.minimum(sizes, len(SIZES) - 1), metal, solids.shape, colors)

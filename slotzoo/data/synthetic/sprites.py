@@ -182,7 +182,6 @@ def _paint(mask: np.ndarray, shape: int, scale: float, turn: int, x: float, y: f
 _GRID = 14
 _BOX_CELL = 3  # pixels
 _BOX_GREY = 134
-_BOX_LABELS = 9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +195,7 @@ class BoxWorld:
     max_objects: int = 5
 
     def __post_init__(self):
-        if self.size < 1 or not 1 <= self.max_objects <= _BOX_LABELS:
+        if self.size < 1 or not 1 <= self.max_objects <= 9:
             raise ConfigError(
                 f"BoxWorld needs a size of at least 1 pixel and 1 to 9 objects, got {self.size} and "
                 f"{self.max_objects}."
@@ -208,7 +207,7 @@ class BoxWorld:
 
     @property
     def spec(self) -> dict[str, FieldSpec]:
-        return image_fields(self.size, self.size, _BOX_LABELS)
+        return image_fields(self.size, self.size, self.max_objects)
 
     def draw(self, rng: np.random.Generator) -> Record:
         count = int(rng.integers(min(2, self.max_objects), self.max_objects + 1))
@@ -224,5 +223,5 @@ class BoxWorld:
             image[row, column : column + 2] = rng.integers(256, size=(2, 3))
         grown = [np.repeat(np.repeat(x, _BOX_CELL, 0), _BOX_CELL, 1) for x in (image, mask)]
         image, mask = (resize_nearest(x, (self.size, self.size)) for x in grown)
-        visible = (np.arange(_BOX_LABELS) < count).astype(np.uint8)
+        visible = (np.arange(self.max_objects) < count).astype(np.uint8)
         return {"image": np.ascontiguousarray(image), "mask": np.ascontiguousarray(mask), "visible": visible}
