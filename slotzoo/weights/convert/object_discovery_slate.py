@@ -105,10 +105,9 @@ def config(hyper: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> SLATECo
     except (KeyError, ValueError) as error:
         raise WeightsError(f"the checkpoint is no SLATE: {error} is missing or has another shape.") from error
     side = round((places - 1) ** 0.5)
+    depth = max(blocks, default=-1) + 1
     if side**2 != places - 1 or not blocks:
-        raise WeightsError(
-            f"the checkpoint is no SLATE of square images: {places - 1} tokens, {len(blocks)} blocks."
-        )
+        raise WeightsError(f"the checkpoint is no SLATE of square images: {places - 1} tokens, {depth} blocks.")
     given: dict[str, Any] = {
         name: kind(hyper[name])
         for name, kind in (
@@ -131,7 +130,7 @@ def config(hyper: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> SLATECo
         mlp_hidden_size=mlp_hidden,
         vocab_size=vocab,
         d_model=d_model,
-        num_dec_blocks=max(blocks) + 1,
+        num_dec_blocks=depth,
         in_channels=channels,
         gradient="explicit" if nested else "implicit",
         dvae_width=width,
