@@ -34,6 +34,7 @@ from jax import lax
 from experiments.benchmarks import timing
 from slotzoo.losses import pixel_loss
 from slotzoo.models.convs5 import ConvS5Pixels, ConvS5PixelsConfig
+from slotzoo.models.temporal import RecurrentTemporal
 from slotzoo.nn.conv_ssm import ConvSSM
 from slotzoo.nn.norm import GroupNorm, LayerNorm
 from slotzoo.nn.resnet import ResNetBlock, ResNetDecoder, ResNetEncoder
@@ -159,12 +160,19 @@ def published_layer(ssm: ConvSSM, us: Array) -> Array:
     return frames(functools.partial(published_head, ssm))(ys)
 
 
+def layers_of(model: ConvS5Pixels) -> RecurrentTemporal:
+    """The temporal core."""
+    assert isinstance(model.core.temporal, RecurrentTemporal)
+    return model.core.temporal
+
+
 def published_inputs(model: ConvS5Pixels, frames: Array) -> Array:
     """`batch time height width channel` -> what the layers take; no actions."""
     core = model.core
     features = jax.vmap(jax.vmap(functools.partial(published_encoder, core.encoder)))(frames)
-    embedded = jnp.broadcast_to(core.action_embedding.table[0], (*features.shape[:-1], 1))
-    conv = core.input_conv
+    embedded = jnp.broadcast_to(layers_of(model).actions.embedding.table[0], (*features.shape[:-1], 1))
+    conv = layers_of(model).input_conv
+    assert conv is not None
     joined = jnp.concatenate([features, embedded.astype(features.dtype)], -1)
     return jax.vmap(jax.vmap(lambda x: published_conv(x, conv.weight, conv.bias)))(joined)
 
@@ -172,7 +180,7 @@ def published_inputs(model: ConvS5Pixels, frames: Array) -> Array:
 def published_forward(model: ConvS5Pixels, video: Array) -> Array:
     """Predictions of all frames after the first."""
     us = jnp.swapaxes(published_inputs(model, video[:, :-1]), 0, 1)
-    for layer in model.core.sequence.layers:
+    for layer in layers_of(model).sequence.layers:
         assert layer.norm is not None and isinstance(layer.ssm, ConvSSM)
         us = published_layer_norm(layer.norm, us + published_layer(layer.ssm, us))
     decode = functools.partial(published_decoder, model.core.decoder)
@@ -183,7 +191,7 @@ def published_step(model: ConvS5Pixels, frame: Array, states: list[Array]) -> tu
     """One frame `batch height width channel` and complex states `batch height width state`."""
     u = published_inputs(model, frame[:, None])[:, 0]
     new = []
-    for layer, state in zip(model.core.sequence.layers, states, strict=True):
+    for layer, state in zip(layers_of(model).sequence.layers, states, strict=True):
         assert layer.norm is not None and isinstance(layer.ssm, ConvSSM)
         decay, b, c = published_kernels(layer.ssm)
         drive = jax.vmap(lambda u, b=b: published_conv(u.astype(jnp.complex64), b))(u)
@@ -272,7 +280,7 @@ def generated_frame(model: ConvS5Pixels, frame: Array) -> tuple[timing.Program, 
 
     complex_states = [
         jnp.zeros((*states.shape[:1], *states.shape[2:4], states.shape[-1] // 2), jnp.complex64)
-        for _ in model.core.sequence.layers
+        for _ in layers_of(model).sequence.layers
     ]
     published = lambda p, frame, states: published_step(eqx.combine(p, static), frame, states)
     return (ours, (parameters, prepared, frame, states)), (published, (parameters, frame, complex_states))

@@ -1,6 +1,6 @@
 """The systems of the zoo, one file each, and the functions that create them by name."""
 
-from slotzoo.models import gnm_names as gnm_names
+from slotzoo.models import gnm_names as gnm_names, teco_names as teco_names
 from slotzoo.models.convs5 import (
     ConvS5Pixels as ConvS5Pixels,
     ConvS5PixelsConfig as ConvS5PixelsConfig,
@@ -9,6 +9,7 @@ from slotzoo.models.convs5 import (
 )
 from slotzoo.models.gnm import GNM as GNM
 from slotzoo.models.gnm_config import GNMConfig as GNMConfig
+from slotzoo.models.kl_vae import KLVAE as KLVAE, KLVAEConfig as KLVAEConfig
 from slotzoo.models.objects import ObjectsOutput as ObjectsOutput
 from slotzoo.models.registry import (
     ModelCard as ModelCard,
@@ -22,6 +23,19 @@ from slotzoo.models.slate import SLATE as SLATE, SLATEConfig as SLATEConfig
 from slotzoo.models.slot_attention import (
     SlotAttentionAutoencoder as SlotAttentionAutoencoder,
     SlotAttentionConfig as SlotAttentionConfig,
+)
+from slotzoo.models.teco import TECO as TECO
+from slotzoo.models.teco_config import TECOConfig as TECOConfig
+from slotzoo.models.video import VideoPixels as VideoPixels, VideoTokens as VideoTokens
+from slotzoo.models.video_baselines import (
+    ConvLSTMPixelsConfig as ConvLSTMPixelsConfig,
+    ConvLSTMTokensConfig as ConvLSTMTokensConfig,
+    PerformerPixelsConfig as PerformerPixelsConfig,
+    PerformerTokensConfig as PerformerTokensConfig,
+    S5PixelsConfig as S5PixelsConfig,
+    S5TokensConfig as S5TokensConfig,
+    TransformerPixelsConfig as TransformerPixelsConfig,
+    TransformerTokensConfig as TransformerTokensConfig,
 )
 from slotzoo.models.vqgan import (
     VQGAN as VQGAN,

@@ -8,8 +8,6 @@ over a clip runs parallel over time, `step` and `generate` frame by frame; see `
 is remembered.
 """
 
-from typing import Any, NamedTuple
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -18,78 +16,21 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from slotzoo.errors import ShapeError
 from slotzoo.losses import token_cross_entropy
 from slotzoo.models.checks import explained, rollout_sizes
-from slotzoo.models.convs5_core import UNKNOWN_ACTION, frame_through, known_actions
 from slotzoo.models.maskgit import MaskGIT, Sampling
 from slotzoo.models.teco_config import TECOConfig
+from slotzoo.models.teco_outputs import (
+    Prepared,
+    TECODraws,
+    TECOOutput,
+    TECOState,
+    TECOStep,
+    TECOTraining,
+)
 from slotzoo.models.temporal import Temporal, make_temporal
-from slotzoo.nn.codebook import Codebook, CodebookOutput
+from slotzoo.models.video_core import UNKNOWN_ACTION, frame_through, known_actions
+from slotzoo.nn.codebook import Codebook
 from slotzoo.nn.linear import Linear
-from slotzoo.nn.resnet import ResamplingKernels, ResNetDecoder, ResNetEncoder
-
-
-class TECODraws(NamedTuple):
-    """The random choices of one training example.
-
-    `drop_actions`: all actions are unknown. `frames`: the predictions in the loss (0 is that of frame 1).
-    `hidden`: for each of these, which latent codes the prior must guess.
-    """
-
-    drop_actions: Bool[Array, ""]
-    frames: Int[Array, " kept"]
-    hidden: Bool[Array, "kept latent_height latent_width"]
-
-
-class TECOState(NamedTuple):
-    """What has been seen: the state of the temporal core, the embeddings of the last frame, whether there was one."""
-
-    temporal: Any
-    previous: Float[Array, "height width dim"]
-    started: Bool[Array, ""]
-
-
-class TECOOutput(NamedTuple):
-    """Predictions of all frames after the first: logits of the codes, with the prior's likeliest latents.
-
-    `weights` sum to one: the share of each prediction in what the clip's task asks for. `features` are those of
-    the temporal core, `state` is the one after the last step.
-    """
-
-    prediction: Float[Array, "steps height width codes"]
-    frames: Int[Array, " steps"]
-    weights: Float[Array, " steps"]
-    features: Float[Array, "steps latent_height latent_width feature"]
-    state: TECOState
-
-
-class TECOStep(NamedTuple):
-    """Logits of the codes of the next frame, and the next state."""
-
-    prediction: Float[Array, "height width codes"]
-    state: TECOState
-
-
-class TECOTraining(NamedTuple):
-    """What the loss is made of, for the predictions that were drawn.
-
-    `reconstruction`: logits of the codes of `frames` from the true latents. `prior`: logits of the latent codes
-    `codes`, of which `scored` ones count. `latents`: what the core saw. `quantised`: of all frames.
-    """
-
-    reconstruction: Float[Array, "kept height width codes"]
-    frames: Int[Array, " kept"]
-    prior: Float[Array, "kept latent_height latent_width latent_codes"]
-    codes: Int[Array, "kept latent_height latent_width"]
-    scored: Bool[Array, "kept latent_height latent_width"]
-    latents: Float[Array, "steps latent_height latent_width embedding"]
-    quantised: CodebookOutput
-
-
-class Prepared(NamedTuple):
-    """What `step` computes from the parameters alone; a loop over steps has it made once, before it."""
-
-    encoder: ResamplingKernels
-    temporal: Any
-    decoder: ResamplingKernels
+from slotzoo.nn.resnet import ResNetDecoder, ResNetEncoder
 
 
 class TECO(eqx.Module):
@@ -102,6 +43,8 @@ class TECO(eqx.Module):
     temporal: Temporal
     prior: MaskGIT
     decoder: ResNetDecoder
+    # The authors' TECO with S5 declares this and never uses it; kept so that checkpoints go both ways.
+    unused: Float[Array, "1 1 d_model"] | None
     config: TECOConfig = eqx.field(static=True)
 
     def __init__(self, config: TECOConfig, *, key: PRNGKeyArray):
@@ -115,7 +58,7 @@ class TECO(eqx.Module):
         )
         self.to_latent = Linear(c.encoder_depths[-1], c.embedding_dim, key=keys[2])
         self.codebook = Codebook(c.latent_codes, c.latent_code_dim, c.embedding_dim, key=keys[3])
-        self.temporal = make_temporal(c, key=keys[4])
+        self.temporal = make_temporal(c, c.embedding_dim, key=keys[4])
         self.prior = MaskGIT(
             c.latent_codes,
             self.temporal.out_channels,
@@ -139,6 +82,7 @@ class TECO(eqx.Module):
             remat=remat,
             key=keys[6],
         )
+        self.unused = jnp.zeros((1, 1, c.d_model)) if c.temporal == "s5" else None
         self.config = config
 
     @property
@@ -258,16 +202,21 @@ class TECO(eqx.Module):
         # the last one and gets no gradient: that is what indexing means to JAX, and what the recorded numbers have.
         kept = jnp.minimum(draws.frames, steps - 1)
         features, codes = features[draws.frames], quantised.codes[kept + 1]
-        scored = draws.hidden
-        if c.causal_masking and c.prior_frames != "all":
-            asked = kept >= c.open_loop_context - 1
-            asked = asked | draws.drop_actions if c.prior_frames == "task" else asked
-            scored = scored & asked[:, None, None]
+        scored = self.scored(draws, steps)
         guess = lambda codes, features, hidden, key: self.prior(codes, features, hidden, key=key)
         keys = None if prior_key is None else jax.random.split(prior_key, len(kept))
         prior = jax.vmap(guess, (0, 0, 0, None if keys is None else 0))(codes, features, draws.hidden, keys)
         reconstruction = self._decoded(features, embeddings[1:][draws.frames])
         return TECOTraining(reconstruction, kept + 1, prior, codes, scored, latents, quantised)
+
+    def scored(self, draws: TECODraws, steps: int) -> Bool[Array, "kept latent_height latent_width"]:
+        """Which of the hidden codes count in the prior's loss; see `TECOConfig.prior_frames`."""
+        c = self.config
+        if not c.causal_masking or c.prior_frames == "all":
+            return draws.hidden
+        asked = jnp.minimum(draws.frames, steps - 1) >= c.open_loop_context - 1
+        asked = asked | draws.drop_actions if c.prior_frames == "task" else asked
+        return draws.hidden & asked[:, None, None]
 
     def prepare(self) -> Prepared:
         """What `step` takes; fixed while the parameters are."""

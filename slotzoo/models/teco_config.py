@@ -4,8 +4,8 @@ import dataclasses
 from typing import Literal
 
 from slotzoo.errors import ConfigError
-from slotzoo.models.convs5_core import ConvS5Config
 from slotzoo.models.maskgit import Sampling, check_schedule
+from slotzoo.models.video_config import ConvS5Config, CoreName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class TECOConfig(ConvS5Config):
     embedding_dim: int = 64
     latent_codes: int = 1024
     latent_code_dim: int = 32
-    # The core. S5 and Transformer work on squares of `patch` x `patch` latents.
+    # The core. S5 and Transformer work on squares of `patch` x `patch` latents, in the paper one for the whole map.
     temporal: Literal["convs5", "s5", "transformer"] = "convs5"
     patch: int = 8
     heads: int = 16
@@ -53,11 +53,6 @@ class TECOConfig(ConvS5Config):
             raise ConfigError(
                 f"patch = {self.patch} does not divide the latent map of {latent[0]} x {latent[1]}."
             )
-        if self.temporal == "s5" and latent != (self.patch, self.patch):
-            raise ConfigError(
-                f"the S5 core sees one vector per frame: patch = {self.patch} must be the side of the latent map, "
-                f"which is {latent[0]} x {latent[1]}."
-            )
         for dim, heads in (("prior_dim", "prior_heads"), ("d_model", "heads")):
             if (heads != "heads" or self.temporal == "transformer") and getattr(self, dim) % getattr(
                 self, heads
@@ -67,6 +62,10 @@ class TECOConfig(ConvS5Config):
                 )
         if self.draft < 1 or self.revise < 1 or self.rounds < 0:
             raise ConfigError("TECO: draft and revise are at least 1, rounds at least 0.")
+
+    @property
+    def core(self) -> CoreName:
+        return self.temporal
 
     @property
     def sampling(self) -> Sampling:

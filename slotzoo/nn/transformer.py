@@ -17,18 +17,21 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from slotzoo.nn.activations import activation
 from slotzoo.nn.attention import KVCache, MultiHeadAttention
+from slotzoo.nn.favor import FavorAttention, FavorOptions, FavorState
 from slotzoo.nn.linear import Linear
 from slotzoo.nn.norm import LayerNorm
 
 
 Positions = Literal["sinusoidal", "broadcast", "none"]
+# One per layer: keys and values, or what a Performer keeps of them.
+TransformerState = tuple[KVCache, ...] | tuple[FavorState, ...]
 
 
 class TransformerLayer(eqx.Module):
     """`x + attention(norm(x))`, then `x + wo(h sigmoid(1.702 h))` with `h = wi(norm(x))`."""
 
     norm_1: LayerNorm
-    attention: MultiHeadAttention
+    attention: MultiHeadAttention | FavorAttention
     norm_2: LayerNorm
     wi: Linear
     wo: Linear
@@ -43,14 +46,19 @@ class TransformerLayer(eqx.Module):
         *,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
+        favor: FavorOptions | None = None,
         key: PRNGKeyArray,
     ):
+        """`favor`: attention by random features, in linear time."""
         attention_key, in_key, out_key = jax.random.split(key, 3)
         init = variance_scaling(1.0, "fan_in", "normal")
         self.norm_1, self.norm_2 = LayerNorm(dim), LayerNorm(dim)
-        self.attention = MultiHeadAttention(
-            dim, heads=heads, use_bias=True, use_out_bias=True, init=init, key=attention_key
-        )
+        if favor is None:
+            self.attention = MultiHeadAttention(
+                dim, heads=heads, use_bias=True, use_out_bias=True, init=init, key=attention_key
+            )
+        else:
+            self.attention = FavorAttention(dim, heads=heads, options=favor, init=init, key=attention_key)
         self.wi = Linear(dim, mlp_dim, init=init, key=in_key)
         self.wo = Linear(mlp_dim, dim, init=init, key=out_key)
         self.dropout, self.attention_dropout = dropout, attention_dropout
@@ -60,24 +68,35 @@ class TransformerLayer(eqx.Module):
         x: Float[Array, "token dim"],
         *,
         mask: Bool[Array, "token token"] | None = None,
+        frame: int | None = None,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "token dim"]:
-        """All tokens at once; `mask` is True where one may look, a `key` turns dropout on."""
+        """All tokens at once; `mask`, `frame` and `key` as in `Transformer`."""
         keys = [None] * 4 if key is None else list(jax.random.split(key, 4))
-        h = self.attention(self.norm_1(x), mask=mask, dropout=self.attention_dropout, key=keys[0])
+        h = self.norm_1(x)
+        if isinstance(self.attention, FavorAttention):
+            h = self.attention(h, frame=frame)
+        else:
+            h = self.attention(h, mask=mask, causal=frame == 1, dropout=self.attention_dropout, key=keys[0])
         return self._mlp(x + _dropout(h, self.dropout, keys[1]), keys[2:])
 
     def extend(
-        self, x: Float[Array, "new dim"], cache: KVCache, *, seen: Bool[Array, "new length"]
-    ) -> tuple[Float[Array, "new dim"], KVCache]:
-        """Tokens that follow those in the cache; `seen` is True where they may look, in the cache as it becomes."""
+        self,
+        x: Float[Array, "new dim"],
+        state: KVCache | FavorState,
+        *,
+        seen: Bool[Array, "new length"] | None,
+        frame: int,
+    ) -> tuple[Float[Array, "new dim"], KVCache | FavorState]:
+        """Tokens that follow those in the state, in frames of `frame`; `seen` is True where in the cache they look."""
         h = self.norm_1(x)
-        keys, values = self.attention.project(h)
-        at = (cache.position, jnp.int32(0), jnp.int32(0))
-        keys = jax.lax.dynamic_update_slice(cache.key, keys.astype(cache.key.dtype), at)
-        values = jax.lax.dynamic_update_slice(cache.value, values.astype(cache.value.dtype), at)
-        h = self.attention.attend(h, keys.astype(x.dtype), values.astype(x.dtype), mask=seen)
-        return self._mlp(x + h, [None, None]), KVCache(keys, values, cache.position + len(x))
+        if isinstance(self.attention, FavorAttention):
+            assert isinstance(state, FavorState)
+            h, state = self.attention.extend(h, state, frame=frame)
+        else:
+            assert isinstance(state, KVCache)
+            h, state = _attend_cached(self.attention, h, state, seen)
+        return self._mlp(x + h, [None, None]), state
 
     def _mlp(self, x: Array, keys: Sequence[PRNGKeyArray | None]) -> Array:
         h = self.wi(self.norm_2(x))
@@ -115,12 +134,14 @@ class Transformer(eqx.Module):
         grid: tuple[int, ...] = (),
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
+        favor: FavorOptions | None = None,
         remat: bool = False,
         key: PRNGKeyArray,
     ):
         """`grid`: with "broadcast" positions, the sizes of the grid that the tokens are the flattened form of.
 
-        `remat`: the backward pass keeps only the input of each layer.
+        `favor`: attention by random features, in linear time; `remat`: the backward pass keeps only the input of
+        each layer.
         """
         in_key, out_key, table_key, *keys = jax.random.split(key, 3 + layers)
         self.project_in = Linear(in_dim, dim, key=in_key)
@@ -128,7 +149,13 @@ class Transformer(eqx.Module):
         self.norm = LayerNorm(dim)
         self.layers = tuple(
             TransformerLayer(
-                dim, mlp_dim, heads, dropout=dropout, attention_dropout=attention_dropout, key=layer_key
+                dim,
+                mlp_dim,
+                heads,
+                dropout=dropout,
+                attention_dropout=attention_dropout,
+                favor=favor,
+                key=layer_key,
             )
             for layer_key in keys
         )
@@ -147,40 +174,60 @@ class Transformer(eqx.Module):
         x: Float[Array, "token in"],
         *,
         mask: Bool[Array, "token token"] | None = None,
+        frame: int | None = None,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "token dim"]:
-        """All tokens at once; `mask` is True where one may look, a `key` turns dropout on."""
+        """All tokens at once.
+
+        `mask` is True where one may look (a Performer has none). With `frame` tokens per frame they look at their
+        own frame and all earlier ones. A `key` turns dropout on.
+        """
         keys = [None] * (2 + len(self.layers))
         keys = keys if key is None else list(jax.random.split(key, len(keys)))
+        if frame is not None and frame > 1 and mask is None and not self.unbounded:
+            mask = frame_mask(len(x) // frame, frame)
         x = self.project_in(x)
         x = _dropout(self._placed(x, jnp.int32(0)), self.dropout, keys[0])
         for layer, layer_key in zip(self.layers, keys[1:], strict=False):
             run = eqx.filter_checkpoint(layer) if self.remat else layer
-            x = run(x, mask=mask, key=layer_key)
+            x = run(x, mask=mask, frame=frame, key=layer_key)
         return _dropout(self._after(x), self.dropout, keys[-1])
 
-    def init_cache(self, length: int) -> tuple[KVCache, ...]:
-        """Empty caches for at most `length` tokens, one per layer."""
+    @property
+    def unbounded(self) -> bool:
+        """Whether the state holds any number of tokens: it is a Performer."""
+        return isinstance(self.layers[0].attention, FavorAttention)
+
+    def init_cache(self, length: int) -> TransformerState:
+        """The state of every layer before the first token: room for `length` tokens, or a Performer's sums."""
         dtype = self.project_in.weight.dtype
-        return tuple(layer.attention.init_cache(length, dtype) for layer in self.layers)
+        states = []
+        for layer in self.layers:
+            if isinstance(layer.attention, FavorAttention):
+                states.append(layer.attention.init_state())
+            else:
+                states.append(layer.attention.init_cache(length, dtype))
+        return tuple(states)
 
     def extend(
-        self, x: Float[Array, "new in"], caches: tuple[KVCache, ...], *, frame: int | None = None
-    ) -> tuple[Float[Array, "new dim"], tuple[KVCache, ...]]:
-        """Tokens that follow those in the caches: the last rows of a call with `frame_mask`.
+        self, x: Float[Array, "new in"], states: TransformerState, *, frame: int | None = None
+    ) -> tuple[Float[Array, "new dim"], TransformerState]:
+        """Tokens that follow those in the states: the last rows of a call with `frame`.
 
         They are one frame, or several of `frame` tokens each. Shapes do not change, so this can be the body of a
-        `jax.lax.scan`. The caller counts: tokens beyond the caches' length overwrite the last rows.
+        `jax.lax.scan`. The caller counts: tokens beyond a cache's length overwrite the last rows.
         """
-        start, new, length = caches[0].position, len(x), len(caches[0].key)
+        start, new = states[0].position, len(x)
         frame = new if frame is None else frame
-        last = start + (jnp.arange(new) // frame + 1) * frame
-        seen = jnp.arange(length)[None, :] < last[:, None]
+        seen = None
+        if isinstance(states[0], KVCache):
+            last = start + (jnp.arange(new) // frame + 1) * frame
+            seen = jnp.arange(len(states[0].key))[None, :] < last[:, None]
         x = self._placed(self.project_in(x), start)
         filled = []
-        for layer, cache in zip(self.layers, caches, strict=True):
-            x, cache = layer.extend(x, cache, seen=seen)
-            filled.append(cache)
+        for layer, state in zip(self.layers, states, strict=True):
+            x, state = layer.extend(x, state, seen=seen, frame=frame)
+            filled.append(state)
         return self._after(x), tuple(filled)
 
     def _placed(self, x: Array, start: Int[Array, ""]) -> Array:
@@ -211,6 +258,17 @@ def frame_mask(frames: int, tokens: int) -> Bool[Array, "all all"]:
     """True where a token may look: at every token of its own frame and of all earlier ones (`tokens` per frame)."""
     number = jnp.arange(frames * tokens) // tokens
     return number[:, None] >= number[None, :]
+
+
+def _attend_cached(
+    attention: MultiHeadAttention, h: Array, cache: KVCache, seen: Array | None
+) -> tuple[Array, KVCache]:
+    keys, values = attention.project(h)
+    at = (cache.position, jnp.int32(0), jnp.int32(0))
+    keys = jax.lax.dynamic_update_slice(cache.key, keys.astype(cache.key.dtype), at)
+    values = jax.lax.dynamic_update_slice(cache.value, values.astype(cache.value.dtype), at)
+    y = attention.attend(h, keys.astype(h.dtype), values.astype(h.dtype), mask=seen)
+    return y, KVCache(keys, values, cache.position + len(h))
 
 
 def _dropout(x: Array, rate: float, key: PRNGKeyArray | None, *, shared: bool = False) -> Array:

@@ -9,7 +9,7 @@ import pytest
 from slotzoo.errors import ConfigError, ShapeError
 from slotzoo.losses import pixel_loss, token_cross_entropy
 from slotzoo.models import ConvS5Pixels, ConvS5PixelsConfig, ConvS5Tokens, ConvS5TokensConfig, create_model
-from slotzoo.models.convs5_core import Draws
+from slotzoo.models.video_core import Draws
 from tests.tolerance import assert_close
 
 
@@ -74,7 +74,7 @@ def test_parallel_equals_steps(clip, key, scan_layers):
 @pytest.mark.parametrize("implementation", ["auto", "parallel", "per_frame"])
 def test_observing_is_the_state_of_a_call(clip, key, implementation, monkeypatch):
     # So that "auto" takes this clip for a long one.
-    monkeypatch.setattr("slotzoo.models.convs5_core.LONG_CLIP", 1)
+    monkeypatch.setattr("slotzoo.models.video_core.LONG_CLIP", 1)
     tokens, actions, codebook = clip
     model = tokens_model(key)
 
@@ -184,7 +184,7 @@ def test_cross_entropy_and_smoothing():
 @pytest.mark.parametrize(
     "shape, message",
     [
-        ((6, 4, 5), r"ConvS5Tokens was built for tokens of shape \(time, 4, 4\).*got \(6, 4, 5\)\.$"),
+        ((6, 4, 5), r"VideoTokens was built for tokens of shape \(time, 4, 4\).*got \(6, 4, 5\)\.$"),
         ((2, 6, 4, 4), r"got \(2, 6, 4, 4\)\. It takes one example"),
     ],
 )

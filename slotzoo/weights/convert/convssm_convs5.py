@@ -116,11 +116,11 @@ RESNET = same(
 CONVS5 = (
     *under("encoder/", "core.encoder.", RESNET),
     *under("decoder/", "core.decoder.", RESNET),
-    *under("sequence_model/", "core.sequence.", STACK),
+    *under("sequence_model/", "core.temporal.sequence.", STACK),
     *same(
-        ("action_embeds/embedding", "core.action_embedding.table"),
-        ("action_conv/Conv_0/kernel", "core.input_conv.weight"),
-        ("action_conv/Conv_0/bias", "core.input_conv.bias"),
+        ("action_embeds/embedding", "core.temporal.actions.embedding.table"),
+        ("action_conv/Conv_0/kernel", "core.temporal.input_conv.weight"),
+        ("action_conv/Conv_0/bias", "core.temporal.input_conv.bias"),
     ),
 )
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from slotzoo.losses import pixel_loss, token_cross_entropy
 from slotzoo.models.convs5 import ConvS5Pixels, ConvS5Tokens, ConvS5TokensConfig
-from slotzoo.models.convs5_core import Draws
+from slotzoo.models.video_core import Draws
 from slotzoo.nn.codebook import Codebook
 from slotzoo.weights.convert.convssm_convs5 import (
     CODEBOOK,
