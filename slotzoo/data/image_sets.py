@@ -26,7 +26,8 @@ from slotzoo.data.synthetic.tables import TableScenes
 
 
 _DOUBLE = ("clips", "seed", "size")
-_CLEVR = (*_DOUBLE, "max_objects", "min_objects")
+_TABLE = (*_DOUBLE, "max_objects", "min_objects")
+_CLEVR = (*_TABLE, "crop")
 
 
 def _double(
@@ -119,7 +120,7 @@ _ENTRIES = (
         "ravens",
         open_ravens,
         TableScenes,
-        _CLEVR,
+        _TABLE,
         (*_COUNTED, "crop", "antialias"),
         "RAVENS: a robot's table, with masks",
     ),

@@ -33,7 +33,7 @@ from slotzoo.viz.images import comfortable_scale, enlarge, write_text
 WORDS = (
     ("small", "large"),
     ("rubber", "metal"),
-    ("cylinder", "cube", "sphere"),
+    ("cube", "sphere", "cylinder"),
     ("gray", "blue", "brown", "yellow", "red", "green", "purple", "cyan"),
 )
 

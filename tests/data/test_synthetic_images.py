@@ -36,6 +36,7 @@ SCENES = {
     "multi_dsprites colored": MultiDSprites(variant="colored_on_colored"),
     "clevr6": ClevrScenes(size=48, attributes=True),
     "clevr10": ClevrScenes(size=40, max_objects=10, masks=False, attributes=True),
+    "clevr whole": ClevrScenes(size=40, max_objects=10, crop="whole"),
     "clevrtex": ClevrScenes(size=40, max_objects=8, textured="full"),
     "clevrtex camo": ClevrScenes(size=24, textured="camo"),
     "clevrtex plain background": ClevrScenes(size=24, textured="pbg"),
@@ -72,8 +73,8 @@ def test_records_are_what_the_spec_says(name):
 PICTURES = {
     "tetrominoes": "90d7bd3c3995",
     "multi_dsprites": "85c4994c40b7",
-    "clevr6": "d6913fd4cd18",
-    "clevrtex": "f741cf87af39",
+    "clevr6": "217dbe018983",
+    "clevrtex": "5dc912f65b60",
     "rooms": "06f5a32b030c",
     "sketchy": "f8e6e41eb2c0",
     "boxworld": "7ca011bc3d83",
@@ -159,6 +160,7 @@ def test_targets_describe_the_picture():
 def test_wrong_scenes_are_sentences():
     for make, message in (
         (lambda: ClevrScenes(size=4), "at least 8 pixels"),
+        (lambda: open_source("clevr", "train", crop="seed"), "no crop=seed; they take center, whole"),
         (lambda: ClevrScenes(max_objects=11), "1 to 10 objects"),
         (lambda: ClevrScenes(min_objects=7), "min_objects at most max_objects; got 7 and 6"),
         (lambda: MultiDSprites(size=2), "at least 8"),

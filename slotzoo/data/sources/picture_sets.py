@@ -151,8 +151,8 @@ def open_clevr(
     """CLEVR v1: `images/<split>/*.png` and `scenes/CLEVR_<split>_scenes.json`, without masks.
 
     The test scenes are not published, so `test` is the val folder too. `crop`: `center` the middle square, 0.8 of
-    the height; `whole`; `seed` the rows 29 to 221 and columns 64 to 256 that fit the smaller pictures of CLEVR with
-    masks. `attributes` adds `targets` (objects, 19).
+    the height; `whole` all of it, which set prediction squeezes into a square; `seed` the rows 29 to 221 and columns
+    64 to 256 that fit the smaller pictures of CLEVR with masks. `attributes` adds `targets` (objects, 19).
     """
     checked_choice("clevr", "crop", crop, ("center", "whole", "seed"))
     folder = "train" if split == "train" else "val"

@@ -2,7 +2,8 @@
 
 Sizes, colours, materials, camera and placement follow CLEVR (Johnson et al., 2017): two sizes, eight colours,
 rubber and metal, cubes, spheres and cylinders on a grey floor, seen from the same place. Drawn is the part
-that object-discovery work cuts out of the 320 x 240 pictures: rows 29 to 221, columns 64 to 256.
+that object-discovery work cuts out of the 320 x 240 pictures (rows 29 to 221, columns 64 to 256), or the whole
+picture of 480 x 320 squeezed into a square, which is what set prediction is trained on.
 """
 
 import dataclasses
@@ -13,6 +14,9 @@ import numpy as np
 from slotzoo.data.spec import FieldSpec, Record
 from slotzoo.data.synthetic.images import image_fields
 from slotzoo.data.synthetic.raytrace import (
+    CUBE,
+    CYLINDER,
+    SPHERE,
     Camera,
     Hits,
     Solids,
@@ -27,10 +31,10 @@ from slotzoo.data.synthetic.solid_textures import Material, random_material
 from slotzoo.errors import ConfigError
 
 
-# The order of the categories is that of TFDS's `clevr`, which the set-prediction target follows.
+# In the order of TFDS's `clevr`, from which the authors of Slot Attention make the targets of set prediction.
 COLORS = ("gray", "blue", "brown", "yellow", "red", "green", "purple", "cyan")
 MATERIALS = ("rubber", "metal")
-SHAPES = ("cylinder", "cube", "sphere")
+SHAPES = ("cube", "sphere", "cylinder")
 SIZES = ("small", "large")
 TARGET = 3 + len(SIZES) + len(MATERIALS) + len(SHAPES) + len(COLORS) + 1
 RGB = (
@@ -51,8 +55,12 @@ RGB = (
 _RADII = (0.35, 0.7)
 _TEX_RADII = (0.4, 0.6, 0.85)  # small, medium, large
 _EYE = np.asarray([7.48113, -6.50764, 5.34367])
-_FOCAL = 350.0  # pixels: 35 mm over a sensor of 32 mm, 320 pixels
-_CROP = (29, 64, 192)  # top, left, side
+_FOCAL = 35 / 32  # mm over the width of the sensor
+# Left and top of what is drawn, from the middle, and its width and height, all in widths of the whole picture.
+_VIEWS = {
+    "center": ((64 - 160) / 320, (120 - 29) / 320, 192 / 320, 192 / 320),
+    "whole": (-0.5, 160 / 480, 1.0, 320 / 480),
+}
 _LIGHT = np.asarray([-0.6, -5.2, 6.8], np.float32)
 _FILL = np.asarray([0.8, 0.1, 0.5916], np.float32)
 _SOFT = ((-0.35, -0.35), (0.35, -0.35), (-0.35, 0.35), (0.35, 0.35))  # of the light's place, a sample each
@@ -85,9 +93,12 @@ class ClevrScenes:
     min_objects: int = 3
     masks: bool = True
     attributes: bool = False
+    crop: Literal["center", "whole"] = "center"
     textured: Variant | None = None
 
     def __post_init__(self):
+        if self.crop not in _VIEWS:
+            raise ConfigError(f"CLEVR scenes have no crop={self.crop}; they take {', '.join(_VIEWS)}.")
         if self.size < 8:
             raise ConfigError(f"CLEVR scenes need a size of at least 8 pixels, got {self.size}.")
         if not 1 <= self.min_objects <= self.max_objects <= 10:
@@ -109,7 +120,7 @@ class ClevrScenes:
 
     def draw(self, rng: np.random.Generator) -> Record:
         while True:
-            camera = _camera(rng)
+            camera = _camera(rng, self.crop)
             count = int(rng.integers(self.min_objects, self.max_objects + 1))
             placed = place_objects(rng, camera, count, _RADII if self.textured is None else _TEX_RADII)
             if placed is None:
@@ -152,26 +163,23 @@ def targets(place: np.ndarray, kinds: tuple[np.ndarray, ...], objects: int) -> n
     return out
 
 
-def _camera(rng: np.random.Generator) -> Camera:
+def _camera(rng: np.random.Generator, crop: str) -> Camera:
     """CLEVR's camera, moved a little as there."""
-    top, left, side = _CROP
-    return look_at(
-        _EYE + rng.uniform(-0.25, 0.25, 3),
-        np.zeros(3),
-        left=(left - 160) / _FOCAL,
-        top=(120 - top) / _FOCAL,
-        width=side / _FOCAL,
-    )
+    left, top, width, height = (x / _FOCAL for x in _VIEWS[crop])
+    eye = _EYE + rng.uniform(-0.25, 0.25, 3)
+    return look_at(eye, np.zeros(3), left=left, top=top, width=width, height=height)
 
 
 def place_objects(
-    rng: np.random.Generator, camera: Camera, count: int, radii: tuple[float, ...], shapes: int = 3
+    rng: np.random.Generator,
+    camera: Camera,
+    count: int,
+    radii: tuple[float, ...],
+    shapes: tuple[int, ...] = (CUBE, SPHERE, CYLINDER),
 ) -> tuple[Solids, np.ndarray] | None:
-    """Objects inside the picture with room between them, and their sizes; None where there was no room.
-
-    `shapes` takes the first so many of cylinder, cube and sphere.
-    """
-    shape, sizes = rng.integers(shapes, size=count), rng.integers(len(radii), size=count)
+    """Objects inside the picture with room between them, and their sizes; None where there was no room."""
+    shape = np.asarray(shapes)[rng.integers(len(shapes), size=count)]
+    sizes = rng.integers(len(radii), size=count)
     radius = np.asarray(radii)[sizes]
     # Rounded, so that the last bit of a platform's libm cannot change a picture.
     turn = rng.integers(360, size=count) * (np.pi / 180)

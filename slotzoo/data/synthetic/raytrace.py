@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 
-CYLINDER, CUBE, SPHERE = range(3)
+CUBE, SPHERE, CYLINDER = range(3)  # in the order of TFDS's `clevr`
 _FAR = np.float32(1e9)
 _NEAR = np.float32(1e-3)
 _HALF_EDGE = 0.70710678  # CLEVR divides a cube's size by the root of two, so that its diagonal is the size
@@ -38,7 +38,7 @@ class Solids(NamedTuple):
 
 
 class Camera(NamedTuple):
-    """Eye, directions of the picture's axes, and the picture's borders at distance 1: left, top, width."""
+    """Eye, directions of the picture's axes, and what the picture shows at distance 1: left, top, width, height."""
 
     eye: np.ndarray
     right: np.ndarray
@@ -47,13 +47,14 @@ class Camera(NamedTuple):
     left: float
     top: float
     width: float
+    height: float
 
     def project(self, x: float, y: float, z: float) -> tuple[float, float, float]:
         """Column and row, 0 to 1 inside the picture, and the distance along the viewing axis."""
         p = np.asarray([x, y, z]) - self.eye
         depth = float((p * self.forward).sum())
         across, above = float((p * self.right).sum()) / depth, float((p * self.up).sum()) / depth
-        return (across - self.left) / self.width, (self.top - above) / self.width, depth
+        return (across - self.left) / self.width, (self.top - above) / self.height, depth
 
 
 class Hits(NamedTuple):
@@ -70,8 +71,10 @@ def _unit(x: np.ndarray) -> np.ndarray:
     return x / np.sqrt((x * x).sum())
 
 
-def look_at(eye: np.ndarray, target: np.ndarray, *, left: float, top: float, width: float) -> Camera:
-    """A camera at `eye` that looks at `target`, z upwards."""
+def look_at(
+    eye: np.ndarray, target: np.ndarray, *, left: float, top: float, width: float, height: float | None = None
+) -> Camera:
+    """A camera at `eye` that looks at `target`, z upwards; as high as wide unless `height` is given."""
     forward = _unit(target - eye)
     right = _unit(np.asarray([forward[1], -forward[0], 0.0]))
     up = np.asarray(
@@ -81,7 +84,7 @@ def look_at(eye: np.ndarray, target: np.ndarray, *, left: float, top: float, wid
             right[0] * forward[1] - right[1] * forward[0],
         ]
     )
-    return Camera(eye, right, up, forward, left, top, width)
+    return Camera(eye, right, up, forward, left, top, width, width if height is None else height)
 
 
 @functools.lru_cache(maxsize=8)
@@ -97,7 +100,7 @@ def rays(camera: Camera, size: int) -> Planes:
     """Unit directions of all samples, three planes (sample, size, size)."""
     columns, rows = _grid(size)
     across = np.float32(camera.left) + np.float32(camera.width) * columns
-    above = np.float32(camera.top) - np.float32(camera.width) * rows
+    above = np.float32(camera.top) - np.float32(camera.height) * rows
     right, up, forward = (v.astype(np.float32) for v in (camera.right, camera.up, camera.forward))
     x, y, z = (forward[i] + across * right[i] + above * up[i] for i in range(3))
     length = 1 / np.sqrt(x * x + y * y + z * z)
@@ -188,10 +191,10 @@ def _rectangle(camera: Camera, solids: Solids, k: int, size: int) -> tuple[slice
     if depth <= reach:
         return slice(0, size), slice(0, size)
     # 1.3: the projection of a sphere away from the axis is an ellipse, a little longer.
-    margin = 1.3 * reach / (depth - reach) / camera.width
+    margin = 1.3 * reach / (depth - reach)
     spans = []
-    for centre in (row, column):
-        low, high = int((centre - margin) * size) - 1, int((centre + margin) * size) + 2
+    for centre, span in ((row, camera.height), (column, camera.width)):
+        low, high = int((centre - margin / span) * size) - 1, int((centre + margin / span) * size) + 2
         low, high = max(0, low), min(size, high)
         if low >= high:
             return None

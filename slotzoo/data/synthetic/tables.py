@@ -7,7 +7,7 @@ import numpy as np
 from slotzoo.data.spec import FieldSpec, Record
 from slotzoo.data.synthetic.clevr import LEAST, RGB, Surface, place_objects, shade
 from slotzoo.data.synthetic.images import image_fields
-from slotzoo.data.synthetic.raytrace import average, look_at, majority, trace
+from slotzoo.data.synthetic.raytrace import CUBE, CYLINDER, average, look_at, majority, trace
 from slotzoo.data.synthetic.solid_textures import Material
 from slotzoo.errors import ConfigError
 
@@ -50,7 +50,7 @@ class TableScenes:
             eye = np.asarray([4.0, -3.0, 10.0]) + rng.uniform(-0.2, 0.2, 3)
             camera = look_at(eye, np.zeros(3), left=-0.3, top=0.3, width=0.6)
             count = int(rng.integers(self.min_objects, self.max_objects + 1))
-            placed = place_objects(rng, camera, count, _RADII, shapes=2)
+            placed = place_objects(rng, camera, count, _RADII, shapes=(CYLINDER, CUBE))
             if placed is None:
                 continue
             hits = trace(placed[0], camera, self.size)
