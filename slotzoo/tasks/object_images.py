@@ -117,17 +117,21 @@ class ObjectImagesTask:
             valid = np.asarray(batch.get("valid", np.ones(count, bool)))
             keys = jax.random.split(stream(key, "images", number), count)
             arrays = {name: jnp.asarray(batch[name]) for name in ("image", "mask", "visible") if name in batch}
-            values = _measure(model, arrays, keys, jnp.asarray(step), self.config.most_objects)
+            missing = self.config.pictures - len(drawn) if jax.process_index() == 0 else 0
+            values, out = _measure(
+                model, arrays, keys, jnp.asarray(step), self.config.most_objects, missing > 0
+            )
             for name, value in values.items():
                 value = np.asarray(value, np.float64)[valid]
                 defined = value[np.isfinite(value)]
                 for what, total in ((f"{name}/sum", defined.sum()), (f"{name}/count", defined.size)):
                     sums[what] = np.asarray(sums.get(what, 0.0) + total)
             sums["images"] = np.asarray(sums.get("images", 0.0) + valid.sum())
-            wanted = np.flatnonzero(valid)[: self.config.pictures - len(drawn)]
-            if len(wanted) and jax.process_index() == 0:
-                few = {name: np.asarray(x)[wanted] for name, x in arrays.items()}
-                drawn += self.take_apart(model, few["image"], keys[wanted], masks=few.get("mask"))
+            if out is not None:
+                few = np.flatnonzero(valid)[:missing]
+                masks = np.asarray(batch["mask"])[few] if "mask" in batch else None
+                chosen = jax.tree.map(lambda x, few=few: np.asarray(x)[few], out)
+                drawn += self.apart(model, np.asarray(batch["image"])[few], chosen, masks=masks)
         # Each process measured its own images. All come here, a stopped one too: none waits for another forever.
         sums = sum_over_processes(sums)
         if should_stop():
@@ -215,9 +219,17 @@ def _explain(
 
 @eqx.filter_jit
 def _measure(
-    model: Any, batch: dict[str, Array], keys: Key[Array, " batch"], step: Array, most_objects: int
-) -> dict[str, Float[Array, " batch"]]:
-    """Every number of every image of a batch; NaN where it is not defined."""
+    model: Any,
+    batch: dict[str, Array],
+    keys: Key[Array, " batch"],
+    step: Array,
+    most_objects: int,
+    whole: bool,
+) -> tuple[dict[str, Float[Array, " batch"]], ObjectsOutput | None]:
+    """Every number of every image of a batch, NaN where it is not defined; with `whole` what they were taken from.
+
+    Without, what is only drawn is not computed, which for SLATE is by far the most.
+    """
     images = to_range(batch["image"], model.config)
     masked = "mask" in batch
     true_count = batch["visible"].shape[-1] + 1 if "visible" in batch else most_objects + 1
@@ -236,7 +248,7 @@ def _measure(
         shares = jnp.mean(jax.nn.one_hot(labels.reshape(-1), len(out.masks)), axis=0)
         values["slots_in_use"] = jnp.sum((shares >= IN_USE).astype(jnp.float32))
         if not masked:
-            return values
+            return values, out if whole else None
         score = lambda labels: segmentation_scores(
             mask.astype(jnp.int32), labels, true_count=true_count, predicted_count=len(out.masks)
         )
@@ -250,7 +262,7 @@ def _measure(
         values |= found._asdict()
         for name, baseline in (("one segment", one_segment), ("stripes", striped)):
             values |= {f"{name}/{key}": value for key, value in baseline._asdict().items()}
-        return values
+        return values, out if whole else None
 
     axes = (0, 0, 0 if masked else None, 0 if "visible" in batch else None)
     return batch_map(one, axes)(images, keys, batch.get("mask"), batch.get("visible"))
