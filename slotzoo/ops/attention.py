@@ -132,5 +132,6 @@ def _no_cudnn(query: Array, key: Array, value: Array, *, masked: bool, dropped: 
 
 
 def _has_cudnn() -> bool:
+    # jax asks cuDNN for its version while tracing: for a GPU that is only described the program is XLA's.
     capability = oldest_capability()
-    return compiling_for_gpu() and (capability is None or capability >= 8.0)
+    return compiling_for_gpu() and capability is not None and capability >= 8.0

@@ -7,6 +7,7 @@ import pytest
 
 from slotzoo.ops.attention import attention
 from slotzoo.ops.dropout import keep_mask
+from tests.ops.test_compiled import h200
 from tests.tolerance import assert_close
 
 
@@ -110,3 +111,13 @@ def test_kept_share(rate):
     kept = keep_mask(jax.random.key(0), rate, (3, 33333))
     assert abs(float(kept.mean()) - (1 - rate)) < 0.006
     assert rate == 0 or not (kept[:, 1:] == kept[:, :-1]).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_lowers_for_a_described_gpu(dtype):
+    """Without the GPU itself there is no cuDNN to ask: the gradient's program is XLA's."""
+    shapes = [jax.ShapeDtypeStruct((6, 2, 8), dtype)] * 3
+    loss = lambda *a: attention(*a, causal=True).astype(jnp.float32).sum()
+    with h200():
+        text = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*shapes).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("dot_general") == 7 and "cudnn" not in text
