@@ -4,6 +4,28 @@ import dataclasses
 from collections.abc import Callable
 
 from slotzoo.data.spec import Source
+from slotzoo.errors import ConfigError
+
+
+# What the options of data sets are, where a configuration can hold anything.
+_FLAGS = ("antialias", "attributes", "depth", "grouped", "masks", "seed_counting", "seed_splits")
+_NUMBERS = ("clips", "length", "max_objects", "min_objects", "seed", "size")
+_WORDS = ("crop", "variant")
+_OPTIONAL = ("max_objects", "size")
+
+
+def check_option(name: str, option: str, value: object) -> None:
+    """Raise `ConfigError` where a common option of data set `name` is of another type."""
+    if value is None and option in _OPTIONAL:
+        return
+    for options, kind, meaning in (
+        (_FLAGS, bool, "true or false"),
+        (_NUMBERS, int, "a whole number"),
+        (_WORDS, str, "a word"),
+    ):
+        # A bool is an int in Python, but not a size.
+        if option in options and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+            raise ConfigError(f"Data set {name!r}: {option} must be {meaning}, got {value!r}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from slotzoo.data.sources.multi_object import (
 )
 from slotzoo.data.sources.picture_sets import open_clevr, open_clevrtex, open_sketchy
 from slotzoo.data.spec import Source
-from slotzoo.data.synthetic.clevr import ClevrScenes, Variant
+from slotzoo.data.synthetic.clevr import ClevrScenes
 from slotzoo.data.synthetic.images import Scenes, Split, SyntheticImages
 from slotzoo.data.synthetic.rooms import Rooms
 from slotzoo.data.synthetic.sprites import BoxWorld, MultiDSprites, Tetrominoes
@@ -39,10 +39,11 @@ def _double(
     seed: int = 0,
     **options: Any,
 ) -> Source:
-    return SyntheticImages(name, scenes(**options), split, clips=clips, seed=seed)
+    given = {option: value for option, value in options.items() if value is not None}  # None: the default
+    return SyntheticImages(name, scenes(**given), split, clips=clips, seed=seed)
 
 
-def _clevrtex(*, variant: Variant = "full", **options: Any) -> ClevrScenes:
+def _clevrtex(*, variant: str = "full", **options: Any) -> ClevrScenes:
     return ClevrScenes(textured=variant, **options)
 
 

@@ -8,7 +8,7 @@ import pathlib
 from typing import Any, Literal
 
 from slotzoo.data.cache import cached
-from slotzoo.data.entries import Entry
+from slotzoo.data.entries import Entry, check_option
 from slotzoo.data.image_sets import IMAGE_SETS
 from slotzoo.data.preparation import Progress
 from slotzoo.data.sources.array_record import MANIFEST, ArrayRecordSource
@@ -70,6 +70,7 @@ def open_source(
                 f"Data set {name!r} has no option {option!r}; it takes {', '.join(known)}."
                 f"{nearest(option, known)}"
             )
+        check_option(name, option, options[option])
     if root is None:
         double = entry.double(split, **{k: v for k, v in options.items() if k in entry.options})
         return double if cache is None else cached(double, cache, split, progress=progress)

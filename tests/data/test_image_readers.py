@@ -474,11 +474,17 @@ def test_unknown_choices_are_sentences(folder):
         ({"crop": "middle"}, "no crop=middle; it takes center, whole"),
         ({"max_object": 3}, "Did you mean 'max_objects'"),
         ({"size": 0}, "at least 1 pixel"),
+        ({"size": "big"}, "size must be a whole number, got 'big'"),
+        ({"size": True}, "size must be a whole number, got True"),
+        ({"masks": "no"}, "masks must be true or false, got 'no'"),
+        ({"crop": 3}, "crop must be a word, got 3"),
     ):
         with pytest.raises(ConfigError, match=message):
             open_source("tetrominoes", "train", root=root, **options)
     with pytest.raises(ConfigError, match="no variant 'gray'; it has colored_on_grayscale"):
         open_source("multi_dsprites", "train", root=root, variant="gray")
+    with pytest.raises(ConfigError, match="'clevrtex' .*variant 'soft'|no variant 'soft'; it has full"):
+        open_source("clevrtex", "train", variant="soft")
     with pytest.raises(ConfigError, match="no split 'val'; it has train, test"):
         open_source("dmlab", "val")
     assert set(IMAGE_SETS) <= set(list_sources())

@@ -118,6 +118,10 @@ def test_doubles_are_opened_by_name(name, tmp_path):
         source[3]
 
 
+def test_none_is_the_published_size():
+    assert open_source("tetrominoes", "train", size=None).spec["image"].shape == (35, 35, 3)
+
+
 def test_there_are_seventeen_tetrominoes():
     shapes = tetromino_shapes()
     assert len(shapes) == 17 and all(shape.sum() == 4 * 25 for shape in shapes)

@@ -19,7 +19,7 @@ from slotzoo.data.sources.images import (
     keep_at_most,
 )
 from slotzoo.data.spec import FieldSpec
-from slotzoo.data.synthetic.clevr import COLORS, MATERIALS, SHAPES, SIZES, target_field, targets
+from slotzoo.data.synthetic.clevr import COLORS, MATERIALS, SHAPES, SIZES, VARIANTS, target_field, targets
 from slotzoo.errors import DataError
 
 
@@ -27,7 +27,6 @@ Cache = pathlib.Path | str | None
 _CLEVR_CROP = (29, 64, 192, 192)
 _SHARE = 0.8  # of the shorter side: what the centre crop of 192 of 240 rows keeps
 _TEXTURED_LABELS = 10
-VARIANTS = ("full", "pbg", "vbg", "grassbg", "camo", "outd")
 
 
 def read_picture(path: pathlib.Path, where: str, *, labels: bool = False) -> np.ndarray:

@@ -7,7 +7,7 @@ picture of 480 x 320 squeezed into a square, which is what set prediction is tra
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -65,7 +65,7 @@ _LIGHT = np.asarray([-0.6, -5.2, 6.8], np.float32)
 _FILL = np.asarray([0.8, 0.1, 0.5916], np.float32)
 _SOFT = ((-0.35, -0.35), (0.35, -0.35), (-0.35, 0.35), (0.35, 0.35))  # of the light's place, a sample each
 LEAST = 0.003  # of the picture: an object that shows less is hidden, and the scene drawn again
-Variant = Literal["full", "pbg", "vbg", "grassbg", "camo", "outd"]
+VARIANTS = ("full", "pbg", "vbg", "grassbg", "camo", "outd")
 
 
 class Surface(NamedTuple):
@@ -93,12 +93,14 @@ class ClevrScenes:
     min_objects: int = 3
     masks: bool = True
     attributes: bool = False
-    crop: Literal["center", "whole"] = "center"
-    textured: Variant | None = None
+    crop: str = "center"
+    textured: str | None = None
 
     def __post_init__(self):
         if self.crop not in _VIEWS:
             raise ConfigError(f"CLEVR scenes have no crop={self.crop}; they take {', '.join(_VIEWS)}.")
+        if self.textured not in (None, *VARIANTS):
+            raise ConfigError(f"ClevrTex has no variant {self.textured!r}; it has {', '.join(VARIANTS)}.")
         if self.size < 8:
             raise ConfigError(f"CLEVR scenes need a size of at least 8 pixels, got {self.size}.")
         if not 1 <= self.min_objects <= self.max_objects <= 10:
@@ -201,9 +203,7 @@ def place_objects(
     return Solids(shape, places[:, 0], places[:, 1], height, radius, cos, sin), sizes
 
 
-def _surface(
-    rng: np.random.Generator, textured: Variant | None, colors: np.ndarray, metal: np.ndarray
-) -> Surface:
+def _surface(rng: np.random.Generator, textured: str | None, colors: np.ndarray, metal: np.ndarray) -> Surface:
     rgb = RGB[colors] ** 2  # light, of which the picture shows the root
     if textured is None:
         return Surface(rgb, metal, None, None)

@@ -6,7 +6,6 @@ code is not published.
 
 import dataclasses
 import functools
-from typing import Literal
 
 import numpy as np
 
@@ -94,9 +93,8 @@ def _place(rng: np.random.Generator, mask: np.ndarray, shape: np.ndarray, label:
     return False
 
 
-Variant = Literal["colored_on_grayscale", "colored_on_colored", "binarized"]
 # Fewest and most sprites of a picture; the published files have one entity more, the background.
-_SPRITES: dict[Variant, tuple[int, int]] = {
+_SPRITES: dict[str, tuple[int, int]] = {
     "colored_on_grayscale": (2, 5),
     "colored_on_colored": (1, 4),
     "binarized": (2, 3),
@@ -122,7 +120,7 @@ class MultiDSprites:
     """
 
     size: int = 64
-    variant: Variant = "colored_on_grayscale"
+    variant: str = "colored_on_grayscale"
 
     def __post_init__(self):
         sprite_count(self.variant)
