@@ -44,6 +44,7 @@ def predict(config: DictConfig) -> int:
         )
     top = Path(asked.images).expanduser()
     paths = find_pictures(top)
+    places = folders(paths, top)
     size, channels = image_size(opened.module.config)
     default = folder.path / "predictions" / f"step_{opened.step}"
     out = free(default) if asked.out is None else Path(asked.out).expanduser()
@@ -66,8 +67,7 @@ def predict(config: DictConfig) -> int:
                     asked.background_metric,  # type: ignore[arg-type]
                     threshold=asked.threshold,
                 )
-                inside = path.relative_to(top).with_suffix("") if top.is_dir() else Path(path.stem)
-                place = out / inside
+                place = out / places[path]
                 segments = write_apart(place, row, objects, threshold=asked.threshold)
                 extra = {name: np.asarray(value[i]) for name, value in made.extra.items()}
                 arrays = {"slots": np.asarray(made.slots[i]), "masks": row.masks, **extra}
@@ -88,6 +88,18 @@ def predict(config: DictConfig) -> int:
 
 # Rows of the overview.
 SHOWN = 16
+
+
+def folders(paths, top):
+    """Where each picture's files go, relative to the output: its name, with its ending where two share one."""
+    from collections import Counter
+    from pathlib import Path
+
+    names = {path: path.relative_to(top) if top.is_dir() else Path(path.name) for path in paths}
+    count = Counter(name.with_suffix("") for name in names.values())
+    return {
+        path: name.with_suffix("") if count[name.with_suffix("")] == 1 else name for path, name in names.items()
+    }
 
 
 def image_size(config) -> tuple[int, int]:
