@@ -6,7 +6,6 @@ from tests.parity.harness import cases, run_case
 
 
 LATER = {
-    "gnm_lightning*": "training runs of GNM are not compared yet",
     "slate_lightning*": "Lightning checkpoints cannot be read yet",
 }
 

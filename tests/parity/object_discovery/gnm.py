@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from slotzoo.models.gnm import GNM, GNMDraws
-from slotzoo.models.gnm_config import annealed
+from slotzoo.models.gnm_config import GNMConfig, annealed
 from slotzoo.models.gnm_latents import LocalNoise, bernoulli_kl
 from slotzoo.models.gnm_render import Curriculum, Glimpses, box_frames, compose
 from slotzoo.nn.celu_stacks import ConvLSTMCell, ConvStack, MLPStack, Stage
 from slotzoo.nn.spatial_transform import crop
+from slotzoo.train.optimizer import OptimizerConfig, make_optimizer
 from slotzoo.weights.convert.convssm_convs5 import from_seed, to_seed
+from slotzoo.weights.convert.object_discovery import convert_checkpoint, read_checkpoint
 from slotzoo.weights.convert.object_discovery_gnm import (
     LSTM,
     config as gnm_config,
@@ -247,6 +249,82 @@ def check_whole(case: Case) -> None:
     case.compare(scene.posterior.kl(scene.prior).sum(-1), per("kl_global"), rtol=WHOLE)
     made = jax.vmap(model._log_likelihood)(images, out.rendering.image)
     case.compare(made, per("log_like"), rtol=WHOLE)
+
+
+@checks("schedules*.npz")
+def check_schedules(case: Case) -> None:
+    """The published configuration anneals as the seed's does."""
+    steps = jnp.asarray(case.inputs["gnm_steps"], jnp.int32)
+    ours = {"pres": "presence", "bg": "background"}
+    for column, name in enumerate(case.meta["gnm_columns"]):
+        if name == "beta_aux_global":  # annealed by the seed and never used
+            continue
+        field = "temperature" if name == "tau_pres" else "_".join(ours.get(w, w) for w in name.split("_"))
+        values = jax.vmap(lambda step, field=field: annealed(getattr(GNMConfig(), field), step))(steps)
+        assert_close(values, case.outputs["gnm_hyperparams"][:, column], rtol=1e-6, what=name)
+    values = jax.vmap(lambda step: annealed(GNMConfig().presence_prior, step))(steps)
+    case.compare(values, "gnm_prior_p_pres", rtol=1e-6)
+
+
+@checks("gnm_lightning.ckpt")
+def check_checkpoint(case: Case) -> None:
+    """The arrays of the file are compared in `check_training`; here, what its names and sizes are read as."""
+    found = convert_checkpoint(case.path)
+    assert isinstance(found.model, GNM) and found.config == found.model.config
+    assert (found.config.resolution, found.config.draws, found.config.sigma) == (32, 3, 0.2)
+
+
+@checks("gnm_lightning_expected.npz")
+def check_training(case: Case) -> None:
+    """Steps of RMSprop from the recorded start, on the recorded batches and draws; then an evaluation."""
+    file = case.path.with_name("gnm_lightning.ckpt")
+    found, hyper = convert_checkpoint(file), read_checkpoint(file).hyper
+    start, final = (
+        {name.removeprefix("model."): array for name, array in arrays.items()}
+        for arrays in (case.params, case.group("out/final"))
+    )
+    model = whole(hyper, start)
+    table = rules(model.config)
+    config = OptimizerConfig(
+        optimizer="rmsprop",
+        learning_rate=hyper["lr_main"],
+        steps=hyper["max_steps"],
+        schedule="constant",
+        warmup_steps=0,
+        b2=0.99,
+        weight_decay=hyper["weight_decay"],
+        clip_norm=hyper["gradient_clip_val"],
+    )
+    optimizer = make_optimizer(config)
+    state = optimizer.init(eqx.filter(model, eqx.is_array))
+    update = eqx.filter_jit(lambda grads, state, model: optimizer.update(grads, state, model))
+
+    def recorded(group: str):
+        """A batch and its draws, which the file numbers in the order of the calls; it draws `draws` scenes."""
+        arrays = case.group(group)
+        drawn = {int(name[4:].split("_")[0]): array for name, array in arrays.items() if name != "image"}
+        scenes = range(1, 1 + model.config.draws)
+        after = scenes.stop + 1  # what follows the scenes is drawn and not used
+        local = enumerate(("u_pres", "eps_where", "eps_depth", "eps_what"), after)
+        draws = {"eps_q_bg": drawn[0], "eps_global": np.stack([drawn[i] for i in scenes], 1)}
+        return last(arrays["image"]), draws_of(model, draws | {name: drawn[i] for i, name in local})
+
+    for step in range(case.meta["steps"]):
+        (value, _), grads = trained(model, *recorded(f"in/step{step}"), jnp.int32(step))
+        assert_close(value, case.outputs["loss"][step], rtol=WHOLE, what=f"loss of step {step}")
+        updates, state = update(grads, state, eqx.filter(model, eqx.is_array))
+        model = eqx.apply_updates(model, updates)
+    ours, theirs = (to_seed(m, parameters(final), table) for m in (model, found.model))
+    for name, array in parameters(final).items():
+        np.testing.assert_array_equal(theirs[name].reshape(array.shape), array, err_msg=name)
+        assert_close(ours[name].reshape(array.shape), array, rtol=WHOLE, what=f"{name} after training")
+    assert found.step == case.meta["steps"] and found.name == "gnm_clevr6"
+
+    images, draws = recorded("in/eval")
+    step = jnp.int32(case.meta["eval_call"].split("global_step=")[1].rstrip(")"))
+    (value, (_, out, *_)), _ = trained(whole(hyper, final), images, draws, step)
+    assert_close(value, case.group("out/eval")["loss"], rtol=WHOLE, what="loss of the evaluation")
+    assert_close(first(out.rendering.image), case.group("out/eval")["canvas"], rtol=WHOLE, what="canvas")
 
 
 @checks("gnm_generation*.npz")
