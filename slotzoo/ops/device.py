@@ -1,5 +1,7 @@
 """What the programs being traced are compiled for."""
 
+from typing import Any
+
 import jax
 
 
@@ -21,3 +23,16 @@ def oldest_capability() -> float | None:
         return None
     found = [getattr(device, "compute_capability", None) for device in jax.local_devices()]
     return min((float(c) for c in found if c is not None), default=None)
+
+
+def mosaic_interpreter() -> Any:
+    """What runs a Mosaic kernel on a CPU, for tests. Public from jax 0.11 on."""
+    # Imported when first needed: it brings a compiler with it, which takes half a second.
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+
+    public = getattr(plgpu, "InterpretGPUParams", None)
+    if public is not None:
+        return public()
+    from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+
+    return InterpretGPUParams()

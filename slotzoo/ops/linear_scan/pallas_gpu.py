@@ -188,7 +188,7 @@ class _Grid(NamedTuple):
             grid_names=("rows", "columns"),
             # Explicit, since what None means differs between versions of jax.
             compiler_params=plgpu.CompilerParams(),
-            interpret=_interpreter() if interpret else False,
+            interpret=device.mosaic_interpreter() if interpret else False,
             kernel_name=name,
         )
 
@@ -256,13 +256,3 @@ def _tile(rows: int, width: int, itemsize: int) -> Tile | None:
 def _power_of_two(n: int) -> int:
     """The largest power of two that divides n."""
     return n & -n
-
-
-def _interpreter() -> Any:
-    """Runs the kernel on a CPU, for tests. Public from jax 0.11 on."""
-    public = getattr(plgpu, "InterpretGPUParams", None)
-    if public is not None:
-        return public()
-    from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
-
-    return InterpretGPUParams()
