@@ -196,6 +196,8 @@ def complete(run: RunSettings, tokenizer: VQGAN | None, spec: Mapping[str, Field
         derived = {"height": height, "width": width, "channels": channels}
     elif "video" in spec and hasattr(config, "resolution"):
         derived = {"resolution": spec["video"].shape[1], "in_channels": spec["video"].shape[3]}
+    elif "image" in spec:
+        derived = _image_fields(run, spec["image"])
     derived = {name: value for name, value in derived.items() if value is not None and hasattr(config, name)}
     for name, value in derived.items():
         written = run.model.get(name, value)

@@ -63,8 +63,8 @@ def predict(config: DictConfig) -> int:
             for i, (path, row) in enumerate(zip(some, rows, strict=True)):
                 objects = without_background(
                     row.masks,
-                    asked.background_detection,  # type: ignore[arg-type]
-                    asked.background_metric,  # type: ignore[arg-type]
+                    asked.background_detection,
+                    asked.background_metric,
                     threshold=asked.threshold,
                 )
                 place = out / places[path]

@@ -4,7 +4,6 @@ Label 0 means "no slot"; slot k has the label k + 1.
 """
 
 import colorsys
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer, Shaped, UInt8
@@ -73,8 +72,8 @@ def processed_labels(
 
 def without_background(
     masks: Float[np.ndarray, "slot height width"],
-    mode: Literal["spread_out", "concentrated", "both"] = "spread_out",
-    metric: Literal["area", "distance"] = "area",
+    mode: str = "spread_out",
+    metric: str = "area",
     *,
     threshold: float = 0.5,
 ) -> Integer[np.ndarray, "height width"]:
@@ -82,7 +81,8 @@ def without_background(
 
     `spread_out`: the background is what no slot is sure of. `concentrated`: it is one slot, the one whose convex hull
     has the largest area (or whose points lie farthest apart, `metric="distance"`). `both`: either. In the mode
-    `both` what no slot is sure of is a candidate as well, as in object-discovery-pytorch.
+    `both` what no slot is sure of is a candidate as well, as in object-discovery-pytorch. **Raises** `ConfigError` for
+    an unknown mode or metric.
     """
     for option, value, known in (
         ("background_detection", mode, BACKGROUND_MODES),
@@ -100,9 +100,7 @@ def without_background(
     return np.where(labels == largest, 0, labels)
 
 
-def largest_segment(
-    labels: Integer[np.ndarray, "height width"], count: int, metric: Literal["area", "distance"]
-) -> int:
+def largest_segment(labels: Integer[np.ndarray, "height width"], count: int, metric: str) -> int:
     """The label, of 0 to `count - 1`, whose convex hull is largest: by area, or by its two farthest points."""
     sizes = []
     for label in range(count):

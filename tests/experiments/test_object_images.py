@@ -1,0 +1,105 @@
+"""Runs of image models: what is said before training, and pictures of a user's own taken apart."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+from experiments import build, predict, schema, validate
+from experiments.compose import experiment
+from experiments.folder import RunFolder
+from experiments.run import train_run
+from experiments.schema import RunSettings
+from slotzoo.data.spec import FieldSpec
+from slotzoo.errors import ConfigError, DataError
+from slotzoo.train.signals import Signals
+
+
+def settings(name: str, *overrides: str) -> RunSettings:
+    config = experiment(name, ["scale=tiny", *overrides])
+    return validate.settings(
+        validate.with_scale(config, ["scale=tiny", *overrides], accelerator=False), RunSettings
+    )
+
+
+def spec(run: RunSettings) -> dict[str, FieldSpec]:
+    data = dataclasses.replace(run.data, cache=None, clips=2, test_clips=2)
+    return build.source(data, "test").spec
+
+
+def test_fewer_slots_than_objects_is_said_before_training():
+    run = settings("slot_attention_clevr6", "+model.num_slots=3")
+    (line,) = build.advice(run, spec(run))
+    assert "up to 6 objects and a background, the model has 3 slots" in line and "model.num_slots=7" in line
+    assert build.advice(settings("slot_attention_clevr6"), spec(run)) == []
+
+
+def test_missing_masks_are_said_before_training():
+    run = settings("slot_attention_sketchy")
+    assert "sketchy has no masks" in build.advice(run, spec(run))[0]
+
+
+def test_wrong_image_size_is_refused():
+    run = settings("slot_attention_clevr6", "+model.resolution=64")
+    with pytest.raises(ConfigError, match="model.resolution=64 does not fit the data set, which has 32"):
+        build.complete(run, None, spec(run))
+    run = settings("slot_attention_clevr6", "data.size=40")
+    full = build.complete(run, None, spec(run))
+    with pytest.raises(ConfigError, match="resolution=40; set decoder_grid"):
+        build.module(full, build.task(full))(jax.random.key(0))
+    wide = {"image": FieldSpec((32, 48, 3), "uint8", 0, 255, "an image", time=False)}
+    with pytest.raises(ConfigError, match="images of 32 x 48 pixels"):
+        build.complete(run, None, wide)
+
+
+def test_options_of_tasks_and_data_are_checked():
+    with pytest.raises(ConfigError, match="no option 'treshold'.*Did you mean 'threshold'"):
+        build.task(settings("slot_attention_clevr6", "+options.treshold=0.2"))
+    run = settings("slot_attention_clevr6", "+data.options.max_object=3")
+    with pytest.raises(ConfigError, match="no option 'max_object'"):
+        spec(run)
+
+
+def asked(**values):
+    config = OmegaConf.structured(schema.PredictSettings)
+    OmegaConf.set_readonly(config, False)
+    for name, value in values.items():
+        config[name] = str(value) if name in ("run", "images", "out") else value
+    return config
+
+
+@pytest.mark.slow
+def test_pictures_of_a_user_are_taken_apart(tmp_path, capsys):
+    run = settings(
+        "slot_attention_tetrominoes",
+        *("train.steps=1", "train.batch_size=4", "data.clips=4", "data.test_clips=4", "eval.clips=4"),
+        *("eval.batch_size=4", "eval.pictures=1", "data.cache=null", f"runs_dir={tmp_path / 'runs'}"),
+    )
+    with Signals() as signals:
+        assert train_run(run, signals)
+    folder = RunFolder.of(run)
+    pictures = tmp_path / "pictures"
+    (pictures / "more").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "a.bmp", "more/b.png"):
+        Image.fromarray(rng.integers(0, 256, (40, 35, 3), dtype=np.uint8)).save(pictures / name)
+    options = dict(slots=6, iterations=1, background_detection="both", background_metric="distance")
+    assert predict.predict(asked(run=folder.path, images=pictures, **options)) == 0
+    assert "3 of 3 pictures were cropped to a square" in capsys.readouterr().out
+    out = folder.path / "predictions" / "step_1"
+    assert (out / "overview.png").is_file() and (out / "a.png" / "slot_6.png").is_file()
+    assert b"Pictures of your own" in (folder.path / "report.html").read_bytes()
+    with np.load(out / "more" / "b" / "slots.npz") as file:
+        assert file["slots"].shape[0] == 6 and file["masks"].shape == (6, 35, 35)
+        assert file["objects"].max() <= 6 and file["segments"].min() == 1
+        np.testing.assert_allclose(file["masks"].sum(0), 1, rtol=1e-5)
+
+    assert predict.predict(asked(run=folder.path, images=pictures / "a.png", out=tmp_path / "out")) == 0
+    assert (tmp_path / "out" / "a" / "slot_4.png").is_file()
+    with pytest.raises(DataError, match="no such folder"):
+        predict.predict(asked(run=folder.path, images=tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match="slots=0: must be positive"):
+        predict.predict(asked(run=folder.path, images=pictures, slots=0))
