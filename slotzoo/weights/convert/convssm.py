@@ -11,8 +11,11 @@ import numpy as np
 
 from slotzoo.errors import ConfigError, WeightsError, nearest
 from slotzoo.models.convs5 import ConvS5Pixels, ConvS5Tokens
+from slotzoo.models.kl_vae import KLVAE
+from slotzoo.models.teco import TECO
+from slotzoo.models.video import VideoPixels, VideoTokens
 from slotzoo.models.vqgan import VQGAN
-from slotzoo.weights.convert import convssm_convs5, convssm_vqgan
+from slotzoo.weights.convert import convssm_baselines, convssm_convs5, convssm_teco, convssm_vqgan
 from slotzoo.weights.flax_msgpack import flat, read_flax
 from slotzoo.weights.leaves import fill
 from slotzoo.weights.namespace import read_namespace
@@ -59,7 +62,7 @@ def read_run(folder: str | Path) -> Run:
 def convert_run(folder: str | Path) -> Converted:
     """The model of a run's folder, with its weights. The folder is only read.
 
-    A token ConvS5 also needs the folder of the VQ-GAN that its `args` name, beside its own.
+    A model over tokens also needs the folder of the VQ-GAN that its `args` name, beside its own.
     **Raises** `WeightsError` for what is missing, unknown, or does not fit.
     """
     folder = Path(folder)
@@ -79,18 +82,27 @@ def convert_run(folder: str | Path) -> Converted:
 def _vqgan(run: Run, folder: Path) -> Converted:
     config = convssm_vqgan.config(run.args)
     abstract = eqx.filter_eval_shape(lambda: VQGAN(config, key=jax.random.key(0)))
+    return Converted(_tokenizer(run, abstract), "vqgan_dmlab", config, run.step, "VQ-GAN tokenizer")
+
+
+def _kl_vae(run: Run, folder: Path) -> Converted:
+    config = convssm_vqgan.kl_config(run.args)
+    abstract = eqx.filter_eval_shape(lambda: KLVAE(config, key=jax.random.key(0)))
+    return Converted(_tokenizer(run, abstract), "kl_vae", config, run.step, "KL-VAE tokenizer")
+
+
+def _tokenizer(run: Run, abstract: Any) -> Any:
     names = convssm_vqgan.leaves(abstract)
     unknown = sorted(set(run.arrays) - set(names.values()))
     missing = sorted(set(names.values()) - set(run.arrays))
     if unknown or missing:
         raise WeightsError(
-            f"'{run.checkpoint}' is no VQ-GAN of the sizes in its args: {len(missing)} parameters are missing "
+            f"'{run.checkpoint}' is no tokenizer of the sizes in its args: {len(missing)} parameters are missing "
             f"({', '.join(missing[:2])}), {len(unknown)} unknown ({', '.join(unknown[:2])})."
         )
-    model = fill(
+    return fill(
         abstract, {ours: run.arrays[theirs] for ours, theirs in names.items()}, what=str(run.checkpoint)
     )
-    return Converted(model, "vqgan_dmlab", config, run.step, "VQ-GAN tokenizer")
 
 
 def _convs5_pixels(run: Run, folder: Path) -> Converted:
@@ -107,9 +119,35 @@ def _convs5_tokens(run: Run, folder: Path) -> Converted:
     return Converted(_filled(run, model), "convs5_dmlab", config, run.step, "ConvS5 over VQ-GAN tokens")
 
 
-def _filled(run: Run, model: Any) -> Any:
+def _teco(run: Run, folder: Path) -> Converted:
+    sizes = convssm_vqgan.config(read_run(beside(folder, run.args["vqvae_ckpt"])).args)
+    config = convssm_teco.teco_config(
+        run.args, num_codes=sizes.n_embed, code_dim=sizes.embed_dim, height=sizes.latent, width=sizes.latent
+    )
+    model = eqx.filter_eval_shape(lambda: TECO(config, key=jax.random.key(0)))
+    name = f"teco_{config.temporal}_dmlab"
+    return Converted(
+        _filled(run, model, convssm_teco.teco(config)), name, config, run.step, "TECO over VQ-GAN tokens"
+    )
+
+
+def _baseline(run: Run, folder: Path) -> Converted:
+    kind, tokens = str(run.args["model"]), None
+    over_tokens = kind in ("S5", "transformer")
+    if over_tokens:
+        sizes = convssm_vqgan.config(read_run(beside(folder, run.args["vqvae_ckpt"])).args)
+        tokens = (sizes.n_embed, sizes.embed_dim, sizes.latent, sizes.latent)
+    config: Any = convssm_baselines.baseline_config(kind, run.args, tokens=tokens)
+    build = VideoTokens if over_tokens else VideoPixels
+    model = eqx.filter_eval_shape(lambda: build(config, key=jax.random.key(0)))
+    name, rules = convssm_baselines.NAMES[kind], convssm_baselines.baseline(config)
+    params = run._replace(arrays=convssm_baselines.used(run.arrays))
+    return Converted(_filled(params, model, rules), name, config, run.step, f"{kind} of ConvSSM")
+
+
+def _filled(run: Run, model: Any, rules: tuple[convssm_convs5.Rule, ...] = convssm_convs5.CONVS5) -> Any:
     params = {path.removeprefix("param/"): a for path, a in run.arrays.items() if path.startswith("param/")}
-    return convssm_convs5.from_seed(params, model, convssm_convs5.CONVS5)
+    return convssm_convs5.from_seed(params, model, rules)
 
 
 def beside(folder: Path, name: Any) -> Path:
@@ -142,6 +180,11 @@ def _newest(folder: Path) -> Path:
 
 _CONVERTERS: Mapping[str, Callable[[Run, Path], Converted]] = {
     "vqgan": _vqgan,
+    "autoencoder": _kl_vae,
     "convS5_noVQ": _convs5_pixels,
     "convS5": _convs5_tokens,
+    **dict.fromkeys(convssm_baselines.NAMES, _baseline),
+    "teco_convS5": _teco,
+    "teco_S5": _teco,
+    "teco_transformer": _teco,
 }

@@ -5,6 +5,7 @@ from typing import Any
 
 from slotzoo.models.teco_config import TECOConfig
 from slotzoo.weights.convert.convssm_convs5 import CODEBOOK, RESNET, STACK, Layout, Rule, same, under
+from slotzoo.weights.convert.convssm_s5 import S5_STACK
 from slotzoo.weights.convert.convssm_transformer import maskgit, transformer
 
 
@@ -14,17 +15,13 @@ TURNED = Layout(lambda x, shape: x[::-1, ::-1], lambda x: x[::-1, ::-1])
 
 def teco(config: TECOConfig) -> tuple[Rule, ...]:
     """The rules of a `slotzoo.models.teco.TECO` of this configuration."""
-    tokens = (
-        config.height // config.reduction // config.patch,
-        config.width // config.reduction // config.patch,
-    )
-    sos = Layout(lambda x, shape: x.reshape(shape), lambda x: x.reshape(*tokens, -1))
+    core = {"convs5": STACK, "s5": S5_STACK, "transformer": ()}[config.temporal]
     return (
         *under("encoder/layers_0/", "encoder.", RESNET),
         *under("decoder/", "decoder.", RESNET),
         *under("codebook/", "codebook.", CODEBOOK),
         *under("z_git/", "prior.", maskgit(config.prior_heads)),
-        *under("sequence_model/", "temporal.sequence.", STACK),
+        *under("sequence_model/", "temporal.sequence.", core),
         *under("z_tfm/", "temporal.net.", transformer(config.heads)),
         *same(
             ("encoder/layers_1/kernel", "to_latent.weight"),
@@ -34,9 +31,9 @@ def teco(config: TECOConfig) -> tuple[Rule, ...]:
             ("action_conv/Conv_0/kernel", "temporal.input_conv.weight"),
             ("action_conv/Conv_0/bias", "temporal.input_conv.bias"),
             ("z_proj/kernel", "temporal.project.weight"),
+            ("sos", "unused" if config.temporal == "s5" else "temporal.start"),
         ),
         Rule("z_unproj/kernel", "temporal.expand.weight", TURNED),
-        Rule("sos", "temporal.start", sos),
     )
 
 
