@@ -14,7 +14,7 @@ from PIL import Image
 from slotzoo.data import index_cache, list_sources, make_pipeline, open_source, prepare, verify
 from slotzoo.data.gzip_records import GzipRecords, parse_bytes_example
 from slotzoo.data.image_sets import IMAGE_SETS
-from slotzoo.data.sources import picture_sets
+from slotzoo.data.sources import hdf5, picture_sets
 from slotzoo.data.sources.hdf5 import Hdf5Table
 from slotzoo.data.spec import Source, check_record
 from slotzoo.data.synthetic.clevr import COLORS, MATERIALS, SHAPES, SIZES, TARGET
@@ -395,6 +395,45 @@ def test_a_damaged_hdf5_record_is_a_sentence_or_skipped(tmp_path):
         source[2]
     batches = make_pipeline(source, batch_size=6, seed=0, train=False, on_error="skip")
     assert next(iter(batches))["valid"].tolist() == [True, True, False, True, True, True]
+
+
+def test_chunks_of_many_records_are_unpacked_once(tmp_path, caplog, monkeypatch):
+    images = np.random.default_rng(0).integers(256, size=(200, 64, 64, 3)).astype(np.uint8)
+    path = write_hdf5(tmp_path / "images.h5", {"images": images}, chunks=(80, 32, 16, 1), compression="gzip")
+    import h5py
+
+    reads = []
+    read = h5py.Dataset.__getitem__
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", lambda self, *a: reads.append(a) or read(self, *a))
+    table = Hdf5Table(path)
+    for row in range(200):
+        assert np.array_equal(table.read("images", row), images[row])
+    assert len(reads) == 3 and "chunks of 80 records, slow to read at random" in caplog.text
+    for row in (79, 80, 79, 80):
+        table.read("images", row)
+    assert len(reads) == 5  # both sides of a border are kept
+    monkeypatch.setattr(hdf5, "_BLOCK", 10 * images[0].nbytes)
+    assert np.array_equal(Hdf5Table(path).read("images", 123), images[123])
+    assert reads[-1] == (slice(120, 130),)
+
+
+def test_a_damaged_chunk_of_several_records_costs_those(tmp_path):
+    import h5py
+
+    path, images = tmp_path / "images.h5", np.arange(6 * 4, dtype=np.uint8).reshape(6, 4)
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("x", data=images, chunks=(3, 2), compression="gzip")
+        offset = data.id.get_chunk_info(0).byte_offset
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(bytes(8))
+    table = Hdf5Table(path)
+    for row in range(6):
+        if row < 3:
+            with pytest.raises(DataError, match=f"'x', record {row}: cannot be read"):
+                table.read("x", row)
+        else:
+            assert np.array_equal(table.read("x", row), images[row])
 
 
 def test_missing_masks_are_a_sentence(folder, tmp_path):

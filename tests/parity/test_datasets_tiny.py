@@ -9,6 +9,7 @@ import pytest
 
 from slotzoo.data import open_source
 from slotzoo.data.gzip_records import GzipRecords, parse_bytes_example
+from slotzoo.data.sources import picture_sets
 from slotzoo.data.sources.hdf5 import Hdf5Table
 from slotzoo.data.sources.images import View
 from tests.parity.harness import cases, fixture_root
@@ -181,6 +182,8 @@ def check_sketchy(path):
 def check_clevrtex(path):
     recorded = group("clevrtex")
     root = path.parents[2]
+    described = sorted(root.rglob("CLEVRTEX_full_*.json"))
+    np.testing.assert_array_equal(picture_sets._object_counts(described), recorded["num_objects"])
     for split in ("test", "val", "train"):
         everything = open_source("clevrtex", split, root=root, size=64)
         for most in (6, 10):

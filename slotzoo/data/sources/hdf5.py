@@ -1,13 +1,20 @@
 """Rows of an HDF5 file. The handle belongs to a process: it is opened when first used, and again after a fork."""
 
+import logging
 import os
 import pathlib
 import threading
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
 
 from slotzoo.errors import DataError
+
+
+log = logging.getLogger(__name__)
+_BLOCK = 128 << 20  # bytes of records read at once, where chunks hold parts of many
+_SLOW = 64  # records of a chunk from which on reading at random is worth a warning
 
 
 class Hdf5Table:
@@ -27,6 +34,7 @@ class Hdf5Table:
     def _forget(self) -> None:
         # Never closed here: after a fork the handle is the parent's.
         self._file: Any = None
+        self._blocks: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
         self._lock, self._process = threading.Lock(), os.getpid()
 
     def _opened(self) -> Any:
@@ -71,12 +79,47 @@ class Hdf5Table:
         with self._locked():
             dataset = self._dataset(name)
             try:
-                return np.asarray(dataset[()] if row is None else dataset[row])
+                if row is None:
+                    return np.asarray(dataset[()])
+                rows = self._rows_at_once(name, dataset)
+                return np.asarray(dataset[row]) if rows == 1 else self._from_block(name, dataset, row, rows)
             except (OSError, RuntimeError, ValueError) as error:
                 where = f"{self.path}, {name!r}" + ("" if row is None else f", record {row}")
                 raise DataError(
                     f"{where}: cannot be read ({_first(error)}); the file is damaged, fetch it again."
                 ) from error
+
+    def _rows_at_once(self, name: str, dataset: Any) -> int:
+        """Records that share chunks. 3D Shapes has thousands in each: one read alone would unpack them all."""
+        if dataset.chunks is None or dataset.chunks[0] == 1:
+            return 1
+        rows = dataset.chunks[0]
+        if rows >= _SLOW and not self._blocks:
+            log.warning(
+                "%s: %r is stored in chunks of %d records, slow to read at random; convert it once with "
+                "experiments.prepare",
+                self.path,
+                name,
+                rows,
+            )
+        row_bytes = int(np.prod(dataset.shape[1:])) * dataset.dtype.itemsize
+        return max(1, min(rows, _BLOCK // max(1, row_bytes)))
+
+    def _from_block(self, name: str, dataset: Any, row: int, rows: int) -> np.ndarray:
+        """A record out of the last blocks that were read, or out of one read now."""
+        key = (name, row // rows)
+        if key not in self._blocks:
+            start = key[1] * rows
+            try:
+                block = np.asarray(dataset[start : start + rows])
+            except (OSError, RuntimeError):
+                return np.asarray(dataset[row])  # which may be whole where another one is damaged
+            # Two of each data set: threads that read ahead may stand on both sides of a border.
+            held = [k for k in self._blocks if k[0] == name]
+            for old in held[: max(0, len(held) - 1)]:
+                del self._blocks[old]
+            self._blocks[key] = block
+        return self._blocks[key][row % rows].copy()
 
     def close(self) -> None:
         """Close the file; the next read opens it again."""
@@ -84,6 +127,7 @@ class Hdf5Table:
             if self._file is not None:
                 self._file.close()
                 self._file = None
+            self._blocks.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path}

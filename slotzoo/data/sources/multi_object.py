@@ -5,6 +5,7 @@ what the object-discovery code makes of them. Entity 0 is the background; masks 
 """
 
 import dataclasses
+import logging
 import pathlib
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from slotzoo.data.synthetic.sprites import sprite_count
 from slotzoo.errors import DataError
 
 
+log = logging.getLogger(__name__)
 _HDF5 = (".h5", ".hdf5", ".hdf")
 
 
@@ -130,6 +132,8 @@ class MultiObjectFiles:
             found.append(features["visibility"])
 
         def make() -> dict[str, np.ndarray]:
+            kept = "nowhere: data.cache is off" if cache is None else f"in {cache}"
+            log.info("%s is read once to count its objects; the counts are kept %s", self.path, kept)
             records.scan(look, last)
             if not found:
                 raise DataError(f"{self.path}: the file holds no records.")
