@@ -19,6 +19,10 @@ from slotzoo.models.registry import (
     model_config as model_config,
     register as register,
 )
+from slotzoo.models.set_prediction import (
+    SlotAttentionSet as SlotAttentionSet,
+    SlotAttentionSetConfig as SlotAttentionSetConfig,
+)
 from slotzoo.models.slate import SLATE as SLATE, SLATEConfig as SLATEConfig
 from slotzoo.models.slot_attention import (
     SlotAttentionAutoencoder as SlotAttentionAutoencoder,

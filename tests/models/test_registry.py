@@ -107,6 +107,11 @@ def _objects(config, key):
     return lambda model: model.loss(image, key=key, step=0)[0]
 
 
+def _set(config, key):
+    image = jax.random.uniform(key, (config.resolution, config.resolution, config.in_channels))
+    return lambda model: model(image, key=key).prediction
+
+
 EXAMPLES = {
     "ConvS5TokensConfig": _tokens,
     "ConvS5PixelsConfig": _pixels,
@@ -121,6 +126,7 @@ EXAMPLES = {
     "VQGANConfig": _image,
     "SLATEConfig": _objects,
     "SlotAttentionConfig": _objects,
+    "SlotAttentionSetConfig": _set,
     "GNMConfig": _objects,
 }
 
