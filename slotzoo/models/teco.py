@@ -188,7 +188,7 @@ class TECO(eqx.Module):
         key: PRNGKeyArray | None = None,
     ) -> TECOTraining:
         """What `loss` is made of. With `causal_masking` and known actions, late frames are hidden from the core."""
-        c, steps = self.config, len(tokens) - 1
+        steps = len(tokens) - 1
         core_key, prior_key = (None, None) if key is None else jax.random.split(key)
         actions, hide = self._task(actions, steps, draws)
         encoded = self._encode(codebook[tokens].astype(self.dtype), self.first)
