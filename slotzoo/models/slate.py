@@ -152,15 +152,15 @@ class SLATE(eqx.Module):
         """The training's forward pass at `temperature`, that of `step` unless given. A `key` turns dropout on."""
         c = self.config
         tau = self.temperature(step) if temperature is None else temperature
-        log_p = self.dvae.encode(image)
+        log_p = self._encode(image)
         z = gumbel_softmax(log_p, draws.soft, tau)
         z = straight_through(z) if c.hard else z
-        reconstruction = self.dvae.decode(z.astype(image.dtype))
+        reconstruction = self.dvae.decode(z.astype(self.out.weight.dtype))
         # The largest of log_p + Gumbel noise is a sample of the codes, whatever the temperature.
         codes = jnp.argmax(jax.lax.stop_gradient(log_p) + draws.codes, axis=-1).reshape(-1)
 
         embed_key, decoder_key = (None, None) if key is None else jax.random.split(key)
-        embedded = dropout(self.embed(codes).astype(image.dtype), c.dropout, embed_key)
+        embedded = dropout(self.embed(codes), c.dropout, embed_key)
         found = self.attend(embedded[1:], draws.slots, iterations=iterations)
         decoded = self.decoder(embedded[:-1], self.slot_proj(found.slots), key=decoder_key)
         return SLATEOutput(reconstruction, codes, self.out(decoded), found.slots, found.attention)
@@ -208,18 +208,16 @@ class SLATE(eqx.Module):
         """
         noise = self._slot_noise(key, draws, slots)
         codes = self.codes(image)
-        found = self.attend(self.embed(codes)[1:].astype(image.dtype), noise, iterations=iterations)
+        found = self.attend(self.embed(codes)[1:], noise, iterations=iterations)
         generated = self.generate(found.slots)
-        masks = self.maps(found.attention)
-        pictures = image[None] * masks[..., None].astype(image.dtype) + (1 - masks[..., None]).astype(
-            image.dtype
-        )
+        masks = self.maps(found.attention).astype(image.dtype)
+        pictures = image[None] * masks[..., None] + (1 - masks[..., None])
         extra = {"dvae": self.picture(codes), "codes": codes, "generated": generated}
         return ObjectsOutput(self.picture(generated), masks, pictures, found.slots, extra)
 
     def codes(self, image: Float[Array, "height width channel"]) -> Int[Array, " token"]:
         """The most likely code of each place, row by row."""
-        return jnp.argmax(self.dvae.encode(image), axis=-1).reshape(-1)
+        return jnp.argmax(self._encode(image), axis=-1).reshape(-1)
 
     def embed(self, codes: Int[Array, " token"]) -> Float[Array, "place d_model"]:
         """Rows of the dictionary with positions added: the begin of the sequence, then every code."""
@@ -254,7 +252,7 @@ class SLATE(eqx.Module):
         c = self.config
         if top_k is not None and not 1 <= top_k <= c.vocab_size:
             raise ConfigError(f"SLATE: top_k is {top_k}; it must lie between 1 and vocab_size={c.vocab_size}.")
-        context = self.slot_proj(slots)
+        context = self.slot_proj(slots.astype(self.out.weight.dtype))
         state = self.decoder.init_state(context, c.side**2)
 
         def choose(logits, place):
@@ -268,7 +266,7 @@ class SLATE(eqx.Module):
 
         def body(carry, place):
             row, state = carry
-            x = (self.dictionary[row] + self.position[place])[None].astype(context.dtype)
+            x = (self.dictionary[row] + self.position[place])[None]
             y, state = self.decoder.extend(x, state)
             code = choose(self.out(y)[0], place).astype(jnp.int32)
             return (code + 1, state), code
@@ -287,6 +285,10 @@ class SLATE(eqx.Module):
         side, size = self.config.side, self.config.resolution
         cells = attention.T.reshape(-1, side, 1, side, 1)
         return jnp.broadcast_to(cells, (len(cells), side, PATCH, side, PATCH)).reshape(-1, size, size)
+
+    def _encode(self, image: Array) -> Array:
+        # The dtype of the parameters is the one to compute in, under bfloat16 as well; targets stay float32.
+        return self.dvae.encode(image.astype(self.out.weight.dtype))
 
     def _slot_noise(self, key: Any, draws: Any, slots: int | None) -> Array:
         if draws is not None:
@@ -332,7 +334,9 @@ _TINY = dict(
     d_model=64,
     num_dec_blocks=2,
     num_heads=4,
-    tau_steps=1000,
+    dropout=0.0,
+    tau_final=0.3,
+    tau_steps=2000,
     dvae_width=32,
 )
 
