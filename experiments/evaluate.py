@@ -53,7 +53,8 @@ def evaluate(config: DictConfig) -> int:
             return STOPPED_EXIT_CODE
     card = {"step": opened.step, "provenance": source.provenance, "asked": dataclasses.asdict(asked)}
     write_text(out / "numbers.json", json.dumps({**card, "numbers": numbers}, indent=1) + "\n")
-    print(f"{run.name}, step {opened.step}, {asked.split} clips of {run.data.name} ({source.provenance})\n")
+    what = "images" if "image" in source.spec else "clips"
+    print(f"{run.name}, step {opened.step}, {asked.split} {what} of {run.data.name} ({source.provenance})\n")
     print(text_tables(out / "table.json"))
     print(f"\nWritten to {out}; report: {write_report(folder.path)}")
     return 0

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from slotzoo.viz import write_png
 from tests.system.commands import DATA, MODEL, TOKENIZER
 from tests.weights.test_convert import ARGS, random_arrays, write_run
 
@@ -22,10 +24,22 @@ COMMANDS = [
     for line in text.splitlines()
     if line.strip()
 ]
+IMAGES = (
+    "data.cache=cache",
+    "train.steps=2",
+    "train.batch_size=2",
+    "data.clips=4",
+    "data.test_clips=2",
+    "eval.clips=2",
+    "eval.batch_size=2",
+    "eval.pictures=1",
+)
 # What makes a command small, by what it starts; the order of the README is kept.
 SMALL = {
     "experiments.train +exp=convs5_dmlab": MODEL[1:],
     "experiments.train +exp=vqgan_dmlab": TOKENIZER[1:],
+    "experiments.train +exp=slot_attention_tetrominoes": IMAGES,
+    "experiments.predict": (),
     "experiments.evaluate": ("clips=2",),
     "experiments.sample": (),
     "experiments.report": (),
@@ -55,6 +69,7 @@ def test_commands_and_code(place):
     shutil.copytree(place.shared / "runs", place.folder / "runs")
     place.call("prepare", "data=dmlab", *DATA, f"out={data / 'dmlab'}", "format=teco")
     write_run(data / "vqgan_checkpoint", ARGS, random_arrays())
+    write_png(data / "pictures" / "grey.png", np.full((40, 50, 3), 0.5, np.float32))
     run = [command for command in COMMANDS if not command.startswith("make ")]
     assert len(run) >= 15
     for command in run:
