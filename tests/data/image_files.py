@@ -65,7 +65,7 @@ def write_clevr(root, split, counts, size=(48, 36), attributes=True):
     for i, count in enumerate(counts):
         name = f"CLEVR_{split}_{i:06d}.png"
         noise = np.random.default_rng(i).integers(256, size=(size[1], size[0], 4)).astype(np.uint8)
-        Image.fromarray(noise, "RGBA").save(folder / name)
+        Image.fromarray(noise).save(folder / name)
         thing = {
             "3d_coords": [1.0, -2.0, 0.35],
             "size": "small",
@@ -85,10 +85,9 @@ def write_clevrtex(root, counts, variant="full", size=(40, 30)):
         folder.mkdir(parents=True, exist_ok=True)
         stem = f"CLEVRTEX_{variant}_{i:06d}"
         noise = np.random.default_rng(i).integers(256, size=(size[1], size[0], 4)).astype(np.uint8)
-        Image.fromarray(noise, "RGBA").save(folder / f"{stem}.png")
+        Image.fromarray(noise).save(folder / f"{stem}.png")
         labels = np.random.default_rng(i).integers(count + 1, size=(size[1], size[0])).astype(np.uint8)
-        flat = Image.fromarray(labels, "L").convert("P")
-        flat = Image.fromarray(labels, "P")
+        flat = Image.fromarray(labels)
         flat.putpalette(list(range(256)) * 3)
         flat.save(folder / f"{stem}_flat.png")
         (folder / f"{stem}.json").write_text(json.dumps({"objects": [{}] * count}))

@@ -315,9 +315,9 @@ def test_labels_beyond_the_objects_asked_for_are_closed_up(tmp_path):
     plain = source[0]["mask"]
     path = source.files.masks[0]
     labels = np.asarray(Image.open(path))
-    Image.fromarray(np.where(labels == 3, 9, labels).astype(np.uint8), "L").save(path)
+    Image.fromarray(np.where(labels == 3, 9, labels).astype(np.uint8)).save(path)
     np.testing.assert_array_equal(source[0]["mask"], plain)
-    Image.fromarray((labels + 10 * (np.arange(40) % 3)[None]).astype(np.uint8), "L").save(path)
+    Image.fromarray((labels + 10 * (np.arange(40) % 3)[None]).astype(np.uint8)).save(path)
     with pytest.raises(DataError, match="'mask' has values from 0 to .*, expected 0 to 3"):
         source[0]
 

@@ -11,7 +11,7 @@ from slotzoo.data import open_source, resize
 from slotzoo.data.image_sets import IMAGE_SETS
 from slotzoo.data.registry import source_options
 from slotzoo.data.spec import Source, check_record
-from slotzoo.data.synthetic.clevr import COLORS, RGB, TARGET, ClevrScenes
+from slotzoo.data.synthetic.clevr import COLORS, RGB, TARGET, ClevrScenes, _camera
 from slotzoo.data.synthetic.raytrace import (
     CUBE,
     CYLINDER,
@@ -159,6 +159,23 @@ def test_targets_describe_the_picture():
             assert shown.argmax() == colour.argmax() or np.ptp(np.sort(colour)[1:]) < 0.1
         x, y, z = row[:3] * 6 - 3
         assert z > 0 and abs(x) <= 3 and abs(y) <= 3
+
+
+@pytest.mark.parametrize("crop", ["center", "whole"])
+def test_targets_lie_where_the_picture_shows_the_object(crop):
+    scenes = ClevrScenes(size=96, attributes=True, min_objects=1, max_objects=1, crop=crop)
+    checked = 0
+    for index in range(12):
+        record = draw(scenes, index)
+        rows, columns = np.nonzero(record["mask"])
+        if 0 in (*rows, *columns) or 95 in (*rows, *columns):
+            continue  # cut off by the border
+        camera = _camera(np.random.default_rng([0, 0, index]), crop)  # the first that is drawn
+        column, row, _ = camera.project(*(record["targets"][0, :3].astype(float) * 6 - 3))
+        # The middle of what is seen, where the near side looks larger than the far one.
+        assert abs(np.mean(rows) + 0.5 - 96 * row) < 2 and abs(np.mean(columns) + 0.5 - 96 * column) < 2
+        checked += 1
+    assert checked > 6
 
 
 def test_wrong_scenes_are_sentences():
