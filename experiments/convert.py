@@ -6,8 +6,11 @@ from omegaconf import DictConfig
 from experiments import cli
 
 
+TORCH_FILES = (".ckpt", ".pt", ".pth", ".tar")
+
+
 def convert(config: DictConfig) -> int:
-    """Convert the run in `source` to `out` and the card beside it, and load the result once more."""
+    """Convert the run's folder, or the PyTorch checkpoint, in `source` to `out` and the card beside it, and load the result once more."""
     from pathlib import Path
 
     from experiments import validate
@@ -15,10 +18,11 @@ def convert(config: DictConfig) -> int:
     from slotzoo.models import model_card
     from slotzoo.weights import load_model, save_weights
     from slotzoo.weights.convert.convssm import convert_run
+    from slotzoo.weights.convert.object_discovery import convert_checkpoint
 
     asked = validate.settings(config, ConvertSettings)
     source, out = Path(asked.source).expanduser(), Path(asked.out).expanduser()
-    found = convert_run(source)
+    found = convert_checkpoint(source) if source.suffix in TORCH_FILES else convert_run(source)
     published = model_card(found.name)
     card = save_weights(
         out,

@@ -96,7 +96,7 @@ class SpatialBroadcastDecoder(eqx.Module):
         """Decode and mix."""
         if self.remat:
             # One slot at a time, and only its own vector kept for the gradient.
-            maps = jax.lax.map(jax.checkpoint(self._paint), slots)
+            maps = jax.lax.map(jax.checkpoint(lambda slot: self._paint(slot)), slots)
         else:
             maps = self._paint(slots)
         pictures, alpha = maps[..., :-1], maps[..., -1]
