@@ -255,11 +255,13 @@ def check_whole(case: Case) -> None:
 def check_schedules(case: Case) -> None:
     """The published configuration anneals as the seed's does."""
     steps = jnp.asarray(case.inputs["gnm_steps"], jnp.int32)
-    ours = {"pres": "presence", "bg": "background"}
-    for column, name in enumerate(case.meta["gnm_columns"]):
+    ours: dict[str, str] = {"pres": "presence", "bg": "background"}
+    columns: list[str] = case.meta["gnm_columns"]
+    for column, name in enumerate(columns):
         if name == "beta_aux_global":  # annealed by the seed and never used
             continue
-        field = "temperature" if name == "tau_pres" else "_".join(ours.get(w, w) for w in name.split("_"))
+        words = [ours.get(word, word) for word in name.split("_")]
+        field = "temperature" if name == "tau_pres" else "_".join(words)
         values = jax.vmap(lambda step, field=field: annealed(getattr(GNMConfig(), field), step))(steps)
         assert_close(values, case.outputs["gnm_hyperparams"][:, column], rtol=1e-6, what=name)
     values = jax.vmap(lambda step: annealed(GNMConfig().presence_prior, step))(steps)
@@ -310,7 +312,8 @@ def check_training(case: Case) -> None:
         return last(arrays["image"]), draws_of(model, draws | {name: drawn[i] for i, name in local})
 
     for step in range(case.meta["steps"]):
-        (value, _), grads = trained(model, *recorded(f"in/step{step}"), jnp.int32(step))
+        images, draws = recorded(f"in/step{step}")
+        (value, _), grads = trained(model, images, draws, jnp.int32(step))
         assert_close(value, case.outputs["loss"][step], rtol=WHOLE, what=f"loss of step {step}")
         updates, state = update(grads, state, eqx.filter(model, eqx.is_array))
         model = eqx.apply_updates(model, updates)
