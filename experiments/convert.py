@@ -10,7 +10,7 @@ TORCH_FILES = (".ckpt", ".pt", ".pth", ".tar")
 
 
 def convert(config: DictConfig) -> int:
-    """Convert the run's folder, or the PyTorch checkpoint, in `source` to `out` and the card beside it, and load the result once more."""
+    """Convert `source`, a run's folder or a PyTorch file, to `out` and the card beside it; load that once more."""
     from pathlib import Path
 
     from experiments import validate
