@@ -1,10 +1,14 @@
 """Every experiment of conf/exp composes, fits its schema, builds at the published size and trains at the tiny one."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import equinox as eqx
 import jax
+import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from omegaconf import OmegaConf
 
 from experiments import build, validate
@@ -34,28 +38,83 @@ def test_builds_at_the_published_size(name):
     assert run.name == name
 
 
+# The smallest that still has every part of a run: two steps, one evaluation with a rollout, one picture.
+SMALL = (
+    "train.steps=2",
+    "train.batch_size=4",
+    "data.clips=8",
+    "data.test_clips=4",
+    "eval.clips=4",
+    "eval.batch_size=4",
+    "eval.pictures=1",
+    "eval.lpips=false",
+)
+# Fields of a model's Config that make it compile faster, where it has them.
+SHALLOW = {
+    "layers": 1,
+    "prior_layers": 1,
+    "draft": 2,
+    "revise": 1,
+    "rounds": 1,
+    "open_loop_context": 3,
+}
+
+
+def smallest(name: str, folder: Path) -> RunSettings:
+    """The settings of an experiment at its tiny scale, made smaller still."""
+    run = settings(name, "tiny", *SMALL)
+    overrides = [*SMALL, f"data.cache={folder / 'cache'}", f"runs_dir={folder / 'runs'}"]
+    if run.task == "video_prediction":
+        longer = run.eval.rollouts[0].length is not None  # than the training clips
+        rollout = {"context": 3, "actions": run.eval.rollouts[0].actions, "length": 8 if longer else None}
+        plain = str(rollout).replace("'", "").replace("None", "null")
+        overrides += ["data.length=6", f"eval.rollouts=[{plain}]", *(["data.test_length=8"] if longer else ())]
+    config = build.config_of_model(run)
+    overrides += [f"++model.{field}={value}" for field, value in SHALLOW.items() if hasattr(config, field)]
+    return settings(name, "tiny", *overrides)
+
+
+@pytest.fixture(scope="module")
+def compiled_quickly(tmp_path_factory):
+    """Programs that run twice need no optimisation; those that several experiments share are compiled once."""
+    options = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: jax.config.values[name] for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """One folder for all experiments, so that a tokenizer is trained once for all that need it."""
+    return tmp_path_factory.mktemp("experiments")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", experiments())
-def test_trains_two_steps(name, tmp_path):
-    small = (
-        "train.steps=2",
-        "train.batch_size=4",
-        "data.clips=8",
-        "data.test_clips=4",
-        "eval.clips=4",
-        "eval.batch_size=4",
-        "eval.pictures=1",
-        f"data.cache={tmp_path / 'cache'}",
-        f"runs_dir={tmp_path / 'runs'}",
-    )
-    run = settings(name, "tiny", *small)
+def test_trains_two_steps(name, shared, compiled_quickly):
+    run = smallest(name, shared)
     first = run.tokenizer.exp if build.wants_tokens(run) else None
     with Signals() as signals:
-        for each in (settings(first, "tiny", *small), run) if first else (run,):
+        for each in (smallest(first, shared), run) if first else (run,):
             assert train_run(each, signals)
     folder = RunFolder.of(run)
     assert (folder.path / "report.html").is_file()
-    assert (folder.evaluation(2) / "table.json").is_file()
+    written = json.loads((folder.evaluation(2) / "table.json").read_text())
+    if run.task == "video_prediction":
+        rollout = run.eval.rollouts[0]
+        last = written["tables"][-1]["curves"][0]
+        assert last["x"] == list(range(rollout.context, rollout.length or run.data.length))
+        assert np.isfinite(last["series"]["model"]).all()
     assert open_run(folder).step == 2
     assert flat_settings(folder.read_settings()) == flat_settings(run)
 
@@ -70,6 +129,23 @@ def test_scale_follows_the_accelerator():
     config = experiment("convs5_dmlab")
     assert validate.with_scale(config, (), accelerator=True).scale == "paper"
     assert validate.with_scale(config, (), accelerator=False).scale == "tiny"
+
+
+def test_rollouts_may_be_longer_than_training_clips_but_not_than_held_out_ones():
+    run = settings("convs5_mnist300", "paper")
+    assert build._held_out_length(run) == 1000
+    run.eval.rollouts = run.eval.protocol
+    assert build._held_out_length(run) == 1300
+    assert [r.name for r in build.task(run).config.rollouts] == ["100_to_500", "100_to_900", "100_to_1300"]
+    assert build.source(run.data, "test").frames(0) == 1300
+    with pytest.raises(
+        ConfigError, match="length=1300 .* clips of data.test_length=1200 .* data.test_length=1300"
+    ):
+        settings("convs5_mnist300", "paper", "data.test_length=1200")
+    with pytest.raises(
+        ConfigError, match="context of 500 frames .* rollouts of length=500 frames; choose 1 to 499"
+    ):
+        settings("convs5_mnist300", "paper", "eval.rollouts=[{context:500,length:500}]")
 
 
 def test_what_may_change_exists():
