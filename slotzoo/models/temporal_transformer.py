@@ -166,11 +166,15 @@ class TransformerTemporal(eqx.Module):
             kept = lax.dynamic_update_slice(state.tokens, tokens, at)
             return out.reshape(tokens.shape), WindowState(caches, kept, state.seen + len(tokens))
 
+        def one_alone(tokens: Array, state: WindowState):
+            out, state = self._slid(tokens[0], state)
+            return out[None], state
+
         if len(tokens) > len(state.tokens):
             return one_by_one(tokens, state)
         fits = state.seen + len(tokens) <= len(state.tokens)
         # The number of frames is the same for all clips of a batch, so that vmap keeps this a choice.
-        return lax.cond(fits, at_once, one_by_one if len(tokens) > 1 else self._slid_only, tokens, state)
+        return lax.cond(fits, at_once, one_by_one if len(tokens) > 1 else one_alone, tokens, state)
 
     def _slid(self, frame: Array, state: WindowState) -> tuple[Array, WindowState]:
         """One frame, whether or not the window is full."""
@@ -182,7 +186,3 @@ class TransformerTemporal(eqx.Module):
         out = self.net(flat, frame=self._tokens).reshape(-1, *frame.shape)
         # What has not been filled lies after `place`, which does not see it.
         return out[place + 1], WindowState(state.caches, kept, state.seen + 1)
-
-    def _slid_only(self, tokens: Array, state: WindowState) -> tuple[Array, WindowState]:
-        out, state = self._slid(tokens[0], state)
-        return out[None], state
