@@ -43,6 +43,7 @@ SMALL = {
     "experiments.evaluate": ("clips=2",),
     "experiments.sample": (),
     "experiments.report": (),
+    "experiments.compare": (),
     "experiments.prepare": DATA[:3],
     "experiments.convert": (),
     # Minutes of compilation at any scale: composed here, run at a small size by tests/experiments/test_benchmark.py.
