@@ -11,9 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from slotzoo.models.teco import TECO, TECODraws
 from slotzoo.models.vqgan import VQGAN
 from slotzoo.weights import load_model, save_weights
 from slotzoo.weights.convert.convssm import Converted, convert_run, read_run
+from slotzoo.weights.convert.convssm_convs5 import to_seed
+from slotzoo.weights.convert.convssm_teco import teco
 from tests.parity.convssm.convs5 import compare_states
 from tests.parity.harness import Case, checks
 
@@ -80,3 +83,36 @@ def check_tokens(case: Case) -> None:
     case.compare(out.prediction, "recon_logits", rtol=WHOLE)
     case.compare(frames, "argmax_frames", rtol=WHOLE)
     compare_states(case, out.state, "last_state")
+
+
+@checks("native_ckpt/teco_convs5*")
+def check_teco(case: Case) -> None:
+    result = converted(case)
+    model = result.model
+    assert isinstance(model, TECO)
+    recorded = {name.removeprefix("param/"): array for name, array in case.arrays.items() if "param/" in name}
+    exported = to_seed(model, recorded, teco(result.config))
+    for name, expected in recorded.items():
+        np.testing.assert_array_equal(exported[name], expected, err_msg=name)
+    tokenizer = convert_run(case.path.parent / case.config["vqvae_ckpt"]).model
+    video, actions = jnp.asarray(case.inputs["video"]), jnp.asarray(case.inputs["actions"])
+
+    @eqx.filter_jit
+    def run(model, tokenizer):
+        tokens = jax.vmap(jax.vmap(lambda x: tokenizer.encode(x).codes))(video)
+        steps = jnp.arange(video.shape[1] - 1)
+        draws = TECODraws(jnp.asarray(False), steps, jnp.zeros((len(steps), *model.prior.grid), bool))
+        train = lambda t, a: model.training(t, a, tokenizer.codebook, draws=draws)
+        out = jax.vmap(train)(tokens, actions)
+        whole = jax.vmap(lambda t, a: model(t, a, tokenizer.codebook))(tokens, actions)
+        frames = jax.vmap(jax.vmap(tokenizer.decode_tokens))(jnp.argmax(out.reconstruction, -1))
+        return tokens, out, whole, frames
+
+    tokens, out, whole, frames = run(model, tokenizer)
+    np.testing.assert_array_equal(tokens, case.inputs["tokens"])
+    np.testing.assert_array_equal(out.quantised.codes[:, 1:], case.outputs["z_codes"])
+    case.compare(out.quantised.embeddings[:, 1:], "z_embeddings", rtol=WHOLE)
+    case.compare(whole.features, "deter", rtol=WHOLE)
+    case.compare(out.reconstruction, "recon_logits", rtol=WHOLE)
+    case.compare(frames, "argmax_frames", rtol=WHOLE)
+    compare_states(case, whole.state.temporal, "last_state")

@@ -49,7 +49,7 @@ def neutral_terms(config: TECOConfig) -> float:
     return places * (np.log(np.e + config.latent_codes - 1) - 1) if config.causal_masking else 0.0
 
 
-@checks("teco_convs5_*.npz", "teco_transformer*.npz")
+@checks("teco_*.npz")
 def check_teco(case: Case) -> None:
     codebook = jnp.asarray(case.inputs["vq_codebook"])
     tokens, actions = jnp.asarray(case.inputs["video"]), jnp.asarray(case.inputs["actions"])
