@@ -16,7 +16,7 @@ Winograd F(2x2) 0.25, 0.10 and F(4x4) 0.35, 0.18 (the transforms alone 0.13 and 
 
 The last rows: passes over a whole clip at once, and frame by frame in a loop. A lone layer gains from 512
 frames on, the network with its encoder from about 16, so the choice is made once for the whole of it, in
-`ConvS5Core.observe`. A call stays parallel: it may be differentiated, and the gradient of the loop takes many
+`VideoCore.observe`. A call stays parallel: it may be differentiated, and the gradient of the loop takes many
 times as long on a CPU (the last two rows).
 """
 
