@@ -57,7 +57,9 @@ def compare(config: DictConfig) -> int:
                 continue
             name = f"{curve['title']}_{table.get('rollout', '')}".lower().replace(" ", "_").strip("_")
             labels = {"x_label": curve.get("x_label", ""), "y_label": curve.get("y_label", "")}
-            write_plot(out / f"{name}.png", series, title=f"{curve['title']}, {table.get('rollout', '')}", **labels)
+            write_plot(
+                out / f"{name}.png", series, title=f"{curve['title']}, {table.get('rollout', '')}", **labels
+            )
     text = text_tables({"tables": tables})
     write_text(out / "table.txt", text + "\n")
     print(text)
