@@ -63,7 +63,7 @@ def compose(
     opacity = stacked[:, -1]
     near = opacity * jax.nn.sigmoid(-depth)[:, None, None]
     weight = near / (near.sum(0, keepdims=True) + _TINY)
-    foreground = jnp.einsum("nkhw,nhw->hwk", stacked[:, :-1], weight)
+    foreground = (stacked[:, :-1] * weight[:, None]).sum(0).transpose(1, 2, 0)
     total = _clipped(opacity.sum(0))
     if curriculum is not None:
         total = jnp.where(curriculum.active, curriculum.alpha, total)
