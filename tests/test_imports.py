@@ -14,7 +14,7 @@ ALLOWED = {
     "prng": set(),
     "ops": BASE | {"ops"},
     "nn": BASE | {"ops", "nn"},
-    "models": BASE | {"ops", "nn", "models"},
+    "models": BASE | {"ops", "nn", "models", "losses"},
     "weights": BASE | {"ops", "nn", "models", "weights"},
     "losses": BASE | {"ops"},
     "metrics": BASE | {"ops", "metrics"},
