@@ -81,8 +81,8 @@ def slot_attention(
     - `return_attention`: also return the attention, the softmax without epsilon, summed over heads; each
       token's row sums to 1.
     - `implementation`: `"reference"` writes the formula down, `"xla"` is laid out for XLA with a backward
-      pass of its own, `"pallas"` a kernel for NVIDIA GPUs from Hopper on, for bfloat16. `"auto"` takes the fastest
-      that can run on the platform that the program is compiled for.
+      pass of its own, `"pallas"` a kernel for NVIDIA's Hopper GPUs, for bfloat16. `"auto"` takes the fastest that can
+      run on the platform that the program is compiled for.
     - `interpret`: run the kernel of `"pallas"` in Pallas's interpreter, anywhere and slowly (for tests).
 
     **Returns** the updates in the dtype of `value`; logits, softmax and sums are float32 whatever the inputs.

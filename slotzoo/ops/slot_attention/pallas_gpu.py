@@ -1,4 +1,4 @@
-"""The step as a Pallas kernel for NVIDIA GPUs from Hopper on (Mosaic GPU: `plgpu.kernel`), in bfloat16.
+"""The step as a Pallas kernel for NVIDIA's Hopper GPUs (Mosaic GPU: `plgpu.kernel`), in bfloat16.
 
 The softmax runs over slots, so it is complete within a tile of tokens: each program walks over its tiles of 64
 tokens, brought to shared memory ahead of time, and keeps two sums per slot in registers; the programs' sums are
@@ -28,7 +28,7 @@ STAGES = 2  # tiles on their way to shared memory while one is worked on
 WIDTHS = (64, 128)  # channels of keys and values: whole rows of products
 SLOTS = (16, 32)  # rows of queries, padded: 32 or 64 bytes in bfloat16, one swizzle of shared memory
 MOST_PROGRAMS = 16  # that one example's tokens are split over
-HOPPER = 9.0  # the first compute capability with these products
+HOPPER = 9.0  # the compute capability with these products: older and newer GPUs have others
 HIDDEN = -1e30  # the logit of a slot that is padding
 
 
@@ -44,8 +44,8 @@ def unfit(query: Any, key: Any, value: Any) -> str | None:
     if key.shape[0] % TILE:
         return f"{key.shape[0]} tokens are no multiple of {TILE}"
     capability = device.oldest_capability()
-    if capability is not None and capability < HOPPER:
-        return f"it needs compute capability {HOPPER} (Hopper) or newer, and the GPU here has {capability}"
+    if capability is not None and capability != HOPPER:
+        return f"it needs compute capability {HOPPER} (Hopper), and the GPU here has {capability}"
     return None
 
 
