@@ -9,7 +9,7 @@ from jax.nn.initializers import Initializer, lecun_normal
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from slotzoo.errors import ShapeError
+from slotzoo.errors import ConfigError, ShapeError
 from slotzoo.nn.linear import Linear
 from slotzoo.ops.attention import attention
 
@@ -52,10 +52,12 @@ class MultiHeadAttention(eqx.Module):
     ):
         """`head_dim` is `query_dim / heads` unless given, `out_dim` is `query_dim`; zero biases.
 
-        **Raises** ValueError where `query_dim` cannot be split into the heads.
+        **Raises** ConfigError where `query_dim` cannot be split into the heads.
         """
         if head_dim is None and query_dim % heads:
-            raise ValueError(f"{query_dim} channels cannot be split into {heads} heads of equal size")
+            raise ConfigError(
+                f"attention: {query_dim} channels cannot be split into heads={heads} of equal size."
+            )
         self.heads, self.head_dim = heads, head_dim or query_dim // heads
         inner = self.heads * self.head_dim
         context_dim = query_dim if context_dim is None else context_dim

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from slotzoo.errors import ConfigError
 from slotzoo.ops.device import compiling_for_gpu, oldest_capability
 from slotzoo.ops.dropout import keep_mask
 
@@ -41,14 +42,14 @@ def attention(
     `"auto"` takes cuDNN's fused kernel on GPUs that have it (Ampere or newer), in half precision, without
     dropout and mask, for heads of at most 128 channels in steps of 8; XLA otherwise.
 
-    Source: Vaswani et al., Attention Is All You Need, NeurIPS 2017, section 3.2. **Raises** ValueError where
+    Source: Vaswani et al., Attention Is All You Need, NeurIPS 2017, section 3.2. **Raises** ConfigError where
     `"cudnn"` is asked for what it cannot do.
     """
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     dropped = dropout > 0 and dropout_key is not None
     hindrance = _no_cudnn(query, key, value, masked=mask is not None, dropped=dropped)
     if implementation == "cudnn" and hindrance:
-        raise ValueError(f'attention(implementation="cudnn"): {hindrance}.')
+        raise ConfigError(f'attention(implementation="cudnn"): {hindrance}.')
     if implementation == "cudnn" or (implementation == "auto" and not hindrance and _has_cudnn()):
         return jax.nn.dot_product_attention(
             query, key, value, is_causal=causal, scale=factor, implementation="cudnn"

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slotzoo.errors import ShapeError
+from slotzoo.errors import ConfigError, ShapeError
 from slotzoo.nn.attention import MultiHeadAttention
 from tests.arrays import random_module
 from tests.tolerance import assert_close
@@ -50,5 +50,5 @@ def test_cross_attention(key):
 
 
 def test_heads_must_divide():
-    with pytest.raises(ValueError, match="8 channels cannot be split into 3 heads"):
+    with pytest.raises(ConfigError, match="8 channels cannot be split into heads=3"):
         MultiHeadAttention(8, heads=3, key=jax.random.key(0))

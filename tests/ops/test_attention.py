@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from slotzoo.errors import ConfigError
 from slotzoo.ops.attention import attention
 from slotzoo.ops.dropout import keep_mask
 from tests.ops.test_compiled import h200
@@ -97,12 +98,12 @@ def test_bfloat16_softmax_is_float32():
 
 def test_cudnn_is_refused_with_a_reason():
     query, key, value = arrays(vdim=8)
-    with pytest.raises(ValueError, match="bfloat16 or float16"):
+    with pytest.raises(ConfigError, match="bfloat16 or float16"):
         attention(query, key, value, implementation="cudnn")
     half = [x.astype(jnp.bfloat16) for x in (query, key, value)]
-    with pytest.raises(ValueError, match="masks other than the causal"):
+    with pytest.raises(ConfigError, match="masks other than the causal"):
         attention(*half, mask=jnp.ones((5, 7), bool), implementation="cudnn")
-    with pytest.raises(ValueError, match="multiple of 8"):
+    with pytest.raises(ConfigError, match="multiple of 8"):
         attention(*(x[..., :6] for x in half), implementation="cudnn")
 
 
