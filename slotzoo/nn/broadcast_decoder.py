@@ -63,13 +63,13 @@ class SpatialBroadcastDecoder(eqx.Module):
         remat: bool = False,
         key: PRNGKeyArray,
     ):
+        """An even stride cannot be centred: `padding` puts the pixel that is left over before ("SAME", as in Flax) or
+        after the picture ("torch": padding `kernel // 2`, output padding `stride - 1`). `kernel` is odd for "torch".
+        """
         if not widths or len(widths) != len(strides):
             raise ConfigError(
                 f"broadcast decoder: widths={widths} and strides={strides} must name the same layers, at least one."
             )
-        """An even stride cannot be centred: `padding` puts the pixel that is left over before ("SAME", as in Flax) or
-        after the picture ("torch": padding `kernel // 2`, output padding `stride - 1`). `kernel` is odd for "torch".
-        """
         if padding == "torch" and kernel % 2 == 0:
             raise ConfigError(f'broadcast decoder: padding="torch" needs an odd kernel, got {kernel}.')
         factor = math.prod(strides)
