@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from slotzoo.errors import DataError
 
@@ -28,14 +28,15 @@ def find_pictures(top: Path) -> list[Path]:
 
 
 def read_picture(path: Path, size: int, channels: int) -> tuple[UInt8[np.ndarray, "size size channel"], bool]:
-    """A picture cropped to its middle square and scaled to `size`, and whether that changed it.
+    """A picture, upright, cropped to its middle square and scaled to `size`, and whether that changed it.
 
     **Raises** `DataError` for a file that is no picture.
     """
     try:
         with Image.open(path) as file:
-            picture = file.convert("L" if channels == 1 else "RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            # Cameras store how they were held beside the pixels.
+            picture = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be read as a picture ({error}).") from error
     side = min(picture.size)
     changed = picture.size != (size, size)

@@ -107,5 +107,12 @@ def test_pictures_of_a_user(tmp_path):
     image, changed = read_picture(tmp_path / "wide.png", 4, 3)
     assert changed and (image == 200).all()
     assert read_picture(tmp_path / "wide.png", 4, 1)[0].shape == (4, 4, 1)
+    held = Image.Exif()
+    held[0x0112] = 6  # to be turned right by a quarter
+    top = np.zeros((4, 4, 3), np.uint8)
+    top[:2] = 255
+    Image.fromarray(top).save(tmp_path / "turned.png", exif=held)
+    upright, changed = read_picture(tmp_path / "turned.png", 4, 3)
+    assert not changed and (upright[:, 2:] == 255).all() and not upright[:, :2].any()
     with pytest.raises(DataError, match=r"torn\.jpg: cannot be read as a picture"):
         read_picture(tmp_path / "torn.jpg", 4, 3)
