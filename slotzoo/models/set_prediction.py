@@ -117,7 +117,7 @@ class SlotAttentionSet(eqx.Module):
         features = self.encoder(image)
         found, attention = self.slot_attention(
             features.reshape(-1, features.shape[-1]),
-            self.slot_attention.sample_slots(noise=draws.slots),
+            self.slot_attention.sample_slots(slots, noise=draws.slots),
             iterations=self.config.num_iterations if iterations is None else iterations,
         )
         logits = self.second(rectified(self.first(found), self.config.activation))
@@ -151,7 +151,8 @@ register(
         parameters=380_755,
         source="https://github.com/google-research/google-research/tree/master/slot_attention",
         metrics={"ap_inf": 0.943, "ap_1": 0.867, "ap_0.5": 0.560, "ap_0.25": 0.108, "ap_0.125": 0.009},
-        description="Average precision by distance, recalled from the paper's figure. No weights are published.",
+        description="Average precision by distance, from memory and to be checked against the paper. No weights are "
+        "published.",
     ),
     tiny=dict(
         resolution=32,

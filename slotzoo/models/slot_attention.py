@@ -35,7 +35,7 @@ class SlotAttentionConfig:
     mlp_dim: int = 128
     gradient: Gradient = "implicit"
     neumann_terms: int = 4
-    init: Literal["gaussian", "learned"] = "gaussian"
+    init: Literal["gaussian", "learned"] = "gaussian"  # what is learned of either needs gradient="explicit"
     encoder_widths: tuple[int, ...] = (64, 64, 64, 64)
     encoder_strides: tuple[int, ...] = (1, 1, 1, 1)
     encoder_norm: bool = False  # a LayerNorm between positions and MLP, as in the authors' own code
@@ -329,7 +329,7 @@ for _name, _title, _config, _parameters, _source, _metrics, _note, _tiny in (
         _PORT,
         {},
         "The port's default run; nothing was published of it.",
-        _TINY_128 | dict(num_slots=4, area_object=9),
+        _TINY_128 | dict(num_slots=4, area_object=5),
     ),
     (
         "slot_attention_tetrominoes",

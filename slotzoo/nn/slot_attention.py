@@ -180,6 +180,10 @@ class SlotAttention(eqx.Module):
             if key is None or num_slots is None:
                 raise ConfigError("slot attention: initial slots need `noise`, or `key` and `num_slots`.")
             noise = jax.random.normal(key, (num_slots, self.slot_dim))
+        if num_slots not in (None, len(noise)):
+            raise ConfigError(
+                f"slot attention: {num_slots} slots were asked for, the noise is for {len(noise)}."
+            )
         return self.mean[None] + jnp.exp(self.log_scale)[None] * noise.astype(self.mean.dtype)
 
     def _tokens(self, inputs: Array) -> _Tokens:

@@ -155,6 +155,8 @@ def test_wrong_images_are_one_sentence(model):
         model(jnp.zeros((2, 13, 13, 3)), key=jax.random.key(0))
     with pytest.raises(ConfigError, match="need `noise`, or `key` and `num_slots`"):
         model(jnp.zeros((13, 13, 3)))
+    with pytest.raises(ConfigError, match="5 slots were asked for, the noise is for 4"):
+        model(jnp.zeros((13, 13, 3)), draws=model.draw(jax.random.key(0)), slots=5)
 
 
 def test_sets_have_as_many_predictions_as_slots():
