@@ -134,7 +134,7 @@ class SetPredictionTask:
             raise DataError("set prediction: there is no held-out image to evaluate on; raise eval.clips.")
         predictions, targets = (np.concatenate(joined[name]) for name in ("predictions", "targets"))
         scores = average_precision(predictions, targets, self.config.thresholds)
-        trivial = average_precision(_most_common(targets, len(predictions)), targets, self.config.thresholds)
+        trivial = average_precision(_mean_object(targets, len(predictions)), targets, self.config.thresholds)
         titles = ["any distance" if np.isinf(t) else f"within {t:g}" for t in self.config.thresholds]
         table = {
             "title": f"Average precision of {len(targets)} held-out images",
@@ -172,7 +172,7 @@ def _measure(
     return each, predictions
 
 
-def _most_common(
+def _mean_object(
     targets: Float[np.ndarray, "image object feature"], images: int
 ) -> Float[np.ndarray, "image object feature"]:
     """The same guess for every image and slot: the mean of all real objects."""
