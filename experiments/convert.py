@@ -1,4 +1,4 @@
-"""`python -m experiments.convert source=FOLDER out=FILE.safetensors`: read a published checkpoint, write weights."""
+"""`python -m experiments.convert source=PATH out=FILE.safetensors`: read a published checkpoint, write weights."""
 
 import hydra
 from omegaconf import DictConfig

@@ -9,10 +9,11 @@ from experiments import cli
 def predict(config: DictConfig) -> int:
     """Take every picture of a folder apart with a run's newest checkpoint.
 
-    `predictions/step_<n>/<name>/` holds `reconstruction.png`, `segments.png` (the slot with the largest mask, in
-    the fixed colours), `objects.png` (background removed), `overlay.png`, `slot_<k>.png`, and `slots.npz` with
-    `slots` (slot, dim), `masks` (slot, height, width), the label maps `segments` and `objects` (0: background)
-    and what else the model says; `overview.png` shows everything in a row and is part of the report.
+    `predictions/step_<n>/<name>/` holds `image.png` (as the model sees it), `reconstruction.png`, `segments.png`
+    (the slot with the largest mask, in the fixed colours), `sure.png` (where that mask reaches `threshold`),
+    `objects.png` (background removed), `overlay.png`, `slot_<k>.png`, with SLATE `dvae.png`, with GNM `boxes.png`, and
+    `slots.npz` with `slots` (slot, dim), `masks` (slot, height, width), the label maps `segments` and `objects` (0:
+    background) and what else the model says; `overview.png` shows everything in a row and is part of the report.
     """
     from pathlib import Path
 
@@ -27,6 +28,7 @@ def predict(config: DictConfig) -> int:
     from slotzoo.prng import stream
     from slotzoo.tasks.object_images import ObjectImagesTask
     from slotzoo.train.signals import STOPPED_EXIT_CODE, Signals
+    from slotzoo.viz.images import write_png
     from slotzoo.viz.objects import object_grid, write_apart
     from slotzoo.viz.photos import find_pictures, read_picture
     from slotzoo.viz.report import write_report
@@ -75,8 +77,6 @@ def predict(config: DictConfig) -> int:
                 if len(overview) < SHOWN:
                     overview.append(row)
             print(f"{start + len(some)}/{len(paths)} pictures", flush=True)
-    from slotzoo.viz.images import write_png
-
     write_png(out / "overview.png", object_grid(overview, threshold=asked.threshold))
     if resized:
         print(

@@ -245,7 +245,7 @@ class PrepareSettings:
 class ConvertSettings:
     """`experiments.convert`: turn a published checkpoint into a weights file of ours."""
 
-    source: str = MISSING  # the folder of a run of ConvSSM or TECO, or one checkpoint in it
+    source: str = MISSING  # a run of ConvSSM or TECO or one checkpoint in it; a .ckpt or .pt of an image model
     out: str = MISSING  # a file that ends in .safetensors; its card is written beside it
     origin: str = ""  # said in the card: where the checkpoint was published
     licence: str = ""  # said in the card: the checkpoint's, if it is not that of its repository
