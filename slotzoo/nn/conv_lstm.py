@@ -103,13 +103,16 @@ def _backward(residuals, cotangents):
     before = jnp.concatenate([jnp.split(state, 2, -1)[0][None], c[:-1]])
     # What takes a cotangent of the gates back to h: a convolution with the kernel turned round.
     back = jnp.flip(recurrent, (0, 1)).swapaxes(2, 3)
+    # "SAME" has the larger half of an even kernel's padding behind; on the way back it is in front.
+    high, wide = recurrent.shape[:2]
+    padding = ((high // 2, (high - 1) // 2), (wide // 2, (wide - 1) // 2))
 
     def body(carry, now):
         dc_next, dh_next = carry
         gates, c, dc, dh = now
         pull = jax.vjp(_cell, gates, c)[1]
         dgates, dc = pull((dc + dc_next, dh + dh_next))
-        return (dc, conv2d(dgates, back).astype(jnp.float32)), dgates
+        return (dc, conv2d(dgates, back, padding=padding).astype(jnp.float32)), dgates
 
     zero = jnp.zeros_like(c[0])
     (dc, dh), dgates = lax.scan(body, (zero, zero), (gates, before, *cotangents), reverse=True)

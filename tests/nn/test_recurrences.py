@@ -14,8 +14,9 @@ from slotzoo.ops.linear_attention import linear_attention
 from tests.tolerance import assert_close
 
 
-def test_conv_lstm_gradients_are_those_of_the_plain_loop(key):
-    layer = ConvLSTM(2, key=key)
+@pytest.mark.parametrize("kernel_size", [2, 3])
+def test_conv_lstm_gradients_are_those_of_the_plain_loop(key, kernel_size):
+    layer = ConvLSTM(2, kernel_size=kernel_size, key=key)
     keys = jax.random.split(key, 4)
     u, state = jax.random.normal(keys[0], (2, 5, 3, 3, 2)), jax.random.normal(keys[1], (2, 3, 3, 4))
     weights = jax.random.normal(keys[2], u.shape), jax.random.normal(keys[3], state.shape)
