@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,12 @@ from slotzoo.weights.leaves import fill, named_leaves
 
 FORMAT = 1
 MOST_CARD_BYTES = 1 << 20
+# Where the leaves of ConvS5 stood before its temporal core could be exchanged, and where they stand now.
+MOVED = {
+    "core.action_embedding.": "core.temporal.actions.embedding.",
+    "core.input_conv.": "core.temporal.input_conv.",
+    "core.sequence.": "core.temporal.sequence.",
+}
 M = TypeVar("M")
 
 
@@ -95,12 +102,23 @@ def load_model(path: str | Path) -> tuple[eqx.Module, WeightsCard]:
 def load_weights(path: str | Path, model: M) -> M:
     """`model`, which may be abstract, with every array leaf read from a weights file by name.
 
-    The file's hash is compared with its card's where there is one. **Raises** `WeightsError`, naming the leaf,
+    The file's hash is compared with its card's where there is one. Leaves that have moved since the file was written
+    are found under their former names. **Raises** `WeightsError`, naming the leaf,
     for missing, unexpected or misshapen ones.
     """
     path = _beside(path)
     arrays = read_arrays(path, sha256=load_card(path).sha256 if card_path(path).exists() else None)
+    wanted = named_leaves(model)
+    arrays = {name if name in wanted else _moved(name, wanted): a for name, a in arrays.items()}
     return fill(model, arrays, what=f"'{path}'")
+
+
+def _moved(name: str, wanted: Container[str]) -> str:
+    """The present name of a leaf that an older file has under another one; `name` itself if there is none."""
+    for old, new in MOVED.items():
+        if name.startswith(old) and (now := new + name.removeprefix(old)) in wanted:
+            return now
+    return name
 
 
 def read_arrays(path: Path, *, sha256: str | None = None) -> dict[str, np.ndarray]:

@@ -12,9 +12,11 @@ from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from slotzoo.errors import WeightsError
-from slotzoo.models import model_config
+from slotzoo.models import model_config, registry
+from slotzoo.models.video import VideoPixels
 from slotzoo.models.vqgan import VQGAN
 from slotzoo.weights import card_path, fill, load_card, load_model, load_weights, named_leaves, save_weights
+from slotzoo.weights.files import MOVED
 from tests.arrays import random_module
 
 
@@ -176,3 +178,19 @@ def test_a_failed_save_leaves_the_old_file(model, saved, monkeypatch):
 def test_fill_keeps_the_dtype_of_the_model():
     filled = fill({"a": jnp.zeros(2, jnp.bfloat16)}, {"a": np.array([1.5, 2.0])})
     assert filled["a"].dtype == jnp.bfloat16
+
+
+def test_leaves_that_have_moved_are_found(tmp_path):
+    config = model_config("convs5_mnist300", **registry.tiny("convs5_mnist300"))
+    model = random_module(lambda: VideoPixels(config, key=jax.random.key(0)))
+    path = tmp_path / "old.safetensors"
+    save_weights(path, model, name="convs5_mnist300", config=config)
+    former = {}
+    for name, leaf in safetensors.numpy.load_file(path).items():
+        for old, new in MOVED.items():
+            name = old + name.removeprefix(new) if name.startswith(new) else name
+        former[name] = leaf
+    assert {"core.action_embedding.table", "core.sequence.layers.0.ssm.b"} < set(former)
+    card_path(path).unlink()
+    safetensors.numpy.save_file(former, path)
+    assert eqx.tree_equal(load_weights(path, model), model)
