@@ -42,7 +42,7 @@ def compare(config: DictConfig) -> int:
         raise ConfigError(
             "runs=[]: give the folders of the runs to compare, e.g. runs=[runs/A/seed0,runs/B/seed0]."
         )
-    folders = [RunFolder(Path(run).expanduser()) for run in asked.runs]
+    folders = [RunFolder(Path(run).expanduser()) for run in dict.fromkeys(asked.runs)]
     runs = named([measured(folder) for folder in folders], folders)
     out = Path(asked.out).expanduser()
     tables = [*joined(runs), costs(runs)]
@@ -94,18 +94,23 @@ def measured(folder: Any) -> Measured:
     for table in tables:
         if table.get("ms_per_frame") is not None:
             cost[f"ms per frame ({table['rollout']})"] = table["ms_per_frame"]
-    origin = (run.data.name, data.get("provenance"), run.data.size, run.data.seed)
+    # As experiments.evaluate names its folders, step_<n>_<split>; training measures on the test split.
+    split = (*path.parent.name.split("_"), "test")[2]
+    origin = (run.data.name, split, data.get("provenance"), run.data.size, run.data.seed)
     double = data.get("provenance") == "embedded double"
     return Measured(run.name, run.model["name"], tables, step, double, origin, cost)
 
 
 def named(runs: Sequence[Measured], folders: Sequence[Any]) -> list[Measured]:
-    """The runs with names that tell them apart: the seed is added where a name occurs twice."""
-    names = [run.name for run in runs]
-    return [
-        dataclasses.replace(run, name=f"{run.name}, {folder.path.name}") if names.count(run.name) > 1 else run
-        for run, folder in zip(runs, folders, strict=True)
-    ]
+    """The runs with names that tell them apart: with the seed where a name occurs twice, with the folder if need be."""
+    plain = [run.name for run in runs]
+    seeded = [f"{run.name}, {folder.path.name}" for run, folder in zip(runs, folders, strict=True)]
+    whole = [str(folder.path) for folder in folders]
+
+    def chosen(i: int) -> str:
+        return next((names[i] for names in (plain, seeded) if names.count(names[i]) == 1), whole[i])
+
+    return [dataclasses.replace(run, name=chosen(i)) for i, run in enumerate(runs)]
 
 
 def joined(runs: Sequence[Measured]) -> list[dict[str, Any]]:

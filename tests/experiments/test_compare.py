@@ -85,6 +85,15 @@ def test_names_and_data_are_kept_apart(tmp_path):
     ]
     assert any("different data" in note for note in first["notes"])
     assert "repeat last frame" not in {row["name"] for row in first["rows"]}
+    # The same name and seed elsewhere, measured on other clips of the same set.
+    c = run_folder(tmp_path / "more", "convs5_mnist300", 14.0)
+    RunFolder(tmp_path / "more" / "convs5_mnist300_tiny" / "seed0").evaluation(7).rename(
+        tmp_path / "more" / "convs5_mnist300_tiny" / "seed0" / "evaluation" / "step_7_train_2"
+    )
+    compare.compare(ask([a, c, a], tmp_path / "out"))
+    first = json.loads((tmp_path / "out" / "table.json").read_text())["tables"][0]
+    assert [row["name"] for row in first["rows"]][:2] == [a, c] and first["rows"][1]["PSNR"] == 14.0
+    assert any("different data" in note for note in first["notes"])
 
 
 def test_what_cannot_be_compared_is_said(tmp_path):
