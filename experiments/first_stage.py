@@ -170,5 +170,7 @@ def load_tokenizer(path: str | Path) -> VQGAN:
 def _load(path: Path) -> tuple[VQGAN, WeightsCard]:
     model, card = load_model(path)
     if not isinstance(model, VQGAN):
-        raise ConfigError(f"{path}: holds a {type(model).__name__}, not a tokenizer.")
+        raise ConfigError(
+            f"{path}: holds a {type(model).__name__}, which makes no tokens; give a VQ-GAN, e.g. +exp=vqgan_dmlab."
+        )
     return model, card

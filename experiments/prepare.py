@@ -10,10 +10,15 @@ from experiments import cli
 
 def _own_tokenizer(data: str, runs: Path) -> str:
     """The folder of the finished run of the data set's own VQ-GAN, at the published scale if there is one."""
+    from experiments.compose import experiments
     from experiments.first_stage import WEIGHTS
     from slotzoo.errors import ConfigError
 
     name = f"vqgan_{data}"
+    if name not in experiments():
+        raise ConfigError(
+            f"encode=vqgan: no experiment trains a VQ-GAN on data={data}; give tokenizer=FOLDER or tokenizer=FILE."
+        )
     for folder in (runs / name, runs / f"{name}_tiny"):
         found = sorted(folder.glob(f"seed*/{WEIGHTS}"))
         if found:
