@@ -147,8 +147,8 @@ class GNM(eqx.Module):
         return GNMDraws(background, jax.random.normal(keys[1], (c.draws, c.global_dim)), local)
 
     def encode(self, image: Float[Array, "height width channel"]) -> Float[Array, "cell cell feature"]:
-        """The features of every cell."""
-        return self.encoder(image)
+        """The features of every cell, in the dtype of the parameters: pixels come as float32 under bfloat16 as well."""
+        return self.encoder(image.astype(self.encoder.convs[0].weight.dtype))
 
     def infer(
         self,

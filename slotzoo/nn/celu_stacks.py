@@ -138,8 +138,8 @@ class ConvLSTMCell(eqx.Module):
         self.cell = jnp.zeros((size, size, hidden))
 
     def init_state(self) -> ConvLSTMState:
-        """The learned initial state."""
-        return ConvLSTMState(self.hidden, self.cell)
+        """The learned initial state: float32, as all that follow."""
+        return ConvLSTMState(self.hidden.astype(jnp.float32), self.cell.astype(jnp.float32))
 
     def __call__(self, x: Float[Array, "size size in"], state: ConvLSTMState) -> ConvLSTMState:
         """One step."""

@@ -51,8 +51,8 @@ class PixelEncoder(eqx.Module):
     def __call__(
         self, image: Float[Array, "*batch height width {self.channels}"]
     ) -> Float[Array, "*batch height2 width2 feature"]:
-        """Features of every pixel."""
-        x = image
+        """Features of every pixel, in the dtype of the parameters: pixels come as float32 under bfloat16 as well."""
+        x = image.astype(self.first.weight.dtype)
         for layer in self.layers:
             x = rectified(layer(x), self.activation)
         x = self.position(x)

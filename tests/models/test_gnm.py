@@ -14,6 +14,7 @@ from slotzoo.models.gnm_config import GNMConfig, annealed
 from slotzoo.models.gnm_latents import bernoulli_kl, boxes, relaxed_log_prob
 from slotzoo.models.gnm_render import corners
 from slotzoo.nn.spatial_transform import crop, paste
+from slotzoo.precision import policy
 from slotzoo.weights.convert import object_discovery_gnm
 from tests.arrays import random_module
 from tests.tolerance import assert_close
@@ -61,6 +62,20 @@ def model():
 @pytest.fixture(scope="module")
 def image():
     return jax.random.uniform(jax.random.key(1), (8, 8, 3))
+
+
+def test_bfloat16(model, image):
+    """Networks compute in half precision, on float32 images; latents, recurrences, loss and terms are float32."""
+    half = policy("bfloat16").cast(model)
+    shapes = jax.eval_shape(
+        lambda m: jax.grad(lambda m: m.loss(image, key=jax.random.key(0), step=0)[0])(m), half
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.bfloat16)}
+    assert jax.eval_shape(lambda m: m.encode(image), half).dtype == jnp.bfloat16
+    loss, terms = jax.eval_shape(lambda m: m.loss(image, key=jax.random.key(0), step=0), half)
+    assert {x.dtype for x in (loss, *terms.values())} == {jnp.dtype(jnp.float32)}
+    made = jax.eval_shape(lambda m: m.generate(key=jax.random.key(0), sample=True), half)
+    assert made.rendering.image.dtype == made.scene.z.dtype == jnp.float32
 
 
 def test_schedules_need_one_program(model, image):

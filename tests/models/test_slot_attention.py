@@ -18,6 +18,7 @@ from slotzoo.models.slot_attention import (
     separation_loss,
 )
 from slotzoo.ops import batch_map
+from slotzoo.precision import policy
 
 
 NAME = "slot_attention_tetrominoes"
@@ -157,6 +158,19 @@ def test_wrong_images_are_one_sentence(model):
         model(jnp.zeros((13, 13, 3)))
     with pytest.raises(ConfigError, match="5 slots were asked for, the noise is for 4"):
         model(jnp.zeros((13, 13, 3)), draws=model.draw(jax.random.key(0)), slots=5)
+
+
+def test_bfloat16(model, image):
+    """All of the networks compute in half precision, on float32 images; masks and loss are float32."""
+    half, draws = policy("bfloat16").cast(model), model.draw(jax.random.key(3))
+    shapes = jax.eval_shape(
+        lambda m: (m.encoder(image), m(image, draws=draws), m.loss(image, draws=draws, step=0)), half
+    )
+    features, out, (loss, _) = shapes
+    assert features.dtype == out.slots.dtype == out.reconstruction.dtype == jnp.bfloat16
+    assert out.masks.dtype == out.extra["attention"].dtype == loss.dtype == jnp.float32
+    value = eqx.filter_jit(lambda m: m.loss(image, draws=draws, step=0)[0])
+    np.testing.assert_allclose(value(half), value(model), rtol=0.1)
 
 
 def test_sets_have_as_many_predictions_as_slots():
