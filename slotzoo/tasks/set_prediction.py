@@ -74,7 +74,10 @@ class SetPredictionTask:
         key: PRNGKeyArray,
         step: Int[Array, ""],
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """The mean over images of the least sum of Huber distances that a one-to-one assignment has."""
+        """The mean over images of the least sum of Huber distances that a one-to-one assignment has.
+
+        Where there are more slots than rows of targets, the others are assigned to rows of zeros.
+        """
         del frozen, step
         if "targets" not in batch:
             raise ConfigError(
@@ -90,8 +93,7 @@ class SetPredictionTask:
                 f"features, the data set has up to {targets.shape[1]} of {targets.shape[2]}; set model.num_slots or "
                 "data.options.max_objects."
             )
-        each = batch_map(lambda t, p: hungarian_loss(pairwise_huber(t, p)))(targets, predictions)
-        return jnp.mean(each), {}
+        return jnp.mean(batch_map(_matched_loss)(targets, predictions)), {}
 
     def evaluate(
         self,
@@ -168,8 +170,15 @@ def _measure(
     model: Any, batch: dict[str, Array], keys: Key[Array, " batch"]
 ) -> tuple[Float[Array, " batch"], Float[Array, "batch slot feature"]]:
     predictions = _forward(model, batch["image"], keys)
-    each = batch_map(lambda t, p: hungarian_loss(pairwise_huber(t, p)))(batch["targets"], predictions)
-    return each, predictions
+    return batch_map(_matched_loss)(batch["targets"], predictions), predictions
+
+
+def _matched_loss(
+    targets: Float[Array, "object feature"], predictions: Float[Array, "slot feature"]
+) -> Float[Array, ""]:
+    """Slots beyond the rows of the targets are matched with zeros: they have to learn that they hold no object."""
+    missing = max(0, len(predictions) - len(targets))
+    return hungarian_loss(pairwise_huber(jnp.pad(targets, ((0, missing), (0, 0))), predictions))
 
 
 def _mean_object(

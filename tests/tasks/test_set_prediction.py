@@ -78,6 +78,18 @@ def test_order_does_not_matter(batch, tmp_path):
     assert (tmp_path / "predictions.png").is_file()
 
 
+def test_slots_beyond_the_targets_learn_that_they_hold_nothing(batch):
+    """Two slots for every row: a second copy of an object costs as much as it differs from zeros."""
+    image = np.concatenate([batch["image"][:, :3], batch["image"][:, :3], batch["image"][:, 6:]], axis=1)
+    loss = SetPredictionTask().loss
+    options = dict(key=jax.random.key(1), step=jnp.asarray(0))
+    zeros, _ = loss(Reader(jnp.zeros(()), 6), None, batch, **options)
+    copies, _ = loss(Reader(jnp.zeros(()), 6), None, batch | {"image": image}, **options)
+    assert zeros == pytest.approx(0.0, abs=1e-6)
+    huber = (0.5 * np.square(batch["targets"])).mean(-1).sum(-1).mean()
+    assert copies == pytest.approx(huber, rel=1e-4)
+
+
 def test_distance_and_filled_up_batches(batch, tmp_path):
     model = Reader(jnp.asarray(0.05), 3)  # 0.3 in the units of the scenes
     whole = evaluate(model, [batch], tmp_path)
