@@ -60,8 +60,6 @@ class TECOConfig(ConvS5Config):
                 raise ConfigError(
                     f"{dim} = {getattr(self, dim)} cannot be split into {heads} = {getattr(self, heads)}."
                 )
-        if self.draft < 1 or self.revise < 1 or self.rounds < 0:
-            raise ConfigError("TECO: draft and revise are at least 1, rounds at least 0.")
 
     @property
     def core(self) -> CoreName:

@@ -14,6 +14,8 @@ from slotzoo.nn.discretise import Method
 
 
 CoreName = Literal["convs5", "s5", "convlstm", "transformer", "performer"]
+# The whole numbers that may be 0; `rounds` is TECO's.
+MAY_BE_ZERO = ("encoder_blocks", "decoder_blocks", "rounds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +44,23 @@ class VideoConfig:
     causal_masking: bool = False
     open_loop_context: int = 144
     hidden_value: float = -2.0
-    # The share of predictions that are not computed in training; ignored with `causal_masking`, as in the seed.
+    # The share of predictions that are not computed in training; ignored with `causal_masking`, as in the seed
+    # (by all but TECO).
     drop_loss: float = 0.0
     # One layer in a loop compiles faster (for accelerators: XLA's CPU compiler is forty times slower at the
-    # gradient of a convolution inside a loop); `remat` recomputes the inside of blocks in the backward pass.
+    # gradient of a convolution inside a loop; attention layers are never in one). `remat` recomputes the inside of
+    # blocks in the backward pass.
     scan_layers: bool = True
     remat: bool = False
 
     def __post_init__(self):
         """Check that the sizes fit together."""
+        for name, value in vars(self).items():
+            least = 0 if name in MAY_BE_ZERO else 1
+            if type(value) is int and value < least:
+                raise ConfigError(f"{name} = {value} must be at least {least}.")
+            if type(value) is tuple and (not value or min(value) < 1):
+                raise ConfigError(f"{name} = {value} must have one entry per resolution, each at least 1.")
         for axis in ("height", "width"):
             if getattr(self, axis) % self.reduction:
                 raise ConfigError(
@@ -112,6 +122,10 @@ class SSMConfig(StackConfig):
         if self.ssm_size % (2 * self.ssm_blocks):
             raise ConfigError(
                 f"ssm_size = {self.ssm_size} must be a multiple of twice ssm_blocks = {self.ssm_blocks}."
+            )
+        if not 0 < self.dt_min <= self.dt_max:
+            raise ConfigError(
+                f"dt_min = {self.dt_min} and dt_max = {self.dt_max} must be positive, and in this order."
             )
 
 
@@ -221,8 +235,6 @@ class PerformerConfig(TransformerConfig):
                 "a Performer remembers all frames and has no weights to drop: leave window and attention_dropout "
                 "as they are."
             )
-        if self.favor_features < 1:
-            raise ConfigError(f"favor_features = {self.favor_features} must be at least 1.")
 
     @property
     def core(self) -> CoreName:

@@ -201,7 +201,7 @@ def test_schedules_fall_from_all_to_nearly_nothing():
         ({"patch": 3, "temporal": "s5"}, "patch = 3 does not divide the latent map of 8 x 8"),
         ({"prior_dim": 30}, "prior_dim = 30 cannot be split into prior_heads = 8"),
         ({"prior_schedule": "cosin"}, "no schedule 'cosin'"),
-        ({"draft": 0}, "draft and revise are at least 1"),
+        ({"draft": 0}, "draft = 0 must be at least 1"),
         ({"temporal": "convs4"}, "'convs4' is none of"),
     ],
 )

@@ -148,3 +148,9 @@ def test_mistakes_are_sentences(key):
         TransformerPixelsConfig(**SMALL, patch=2, heads=2, window=1)
     with pytest.raises(ConfigError, match="a Performer remembers all frames"):
         PerformerPixelsConfig(**SMALL, patch=2, heads=2, window=4)
+    with pytest.raises(ConfigError, match="patch = 0 must be at least 1"):
+        S5PixelsConfig(**SMALL, patch=0)
+    with pytest.raises(ConfigError, match=r"encoder_depths = \(\) must have one entry per resolution"):
+        ConvLSTMPixelsConfig(**{**SMALL, "encoder_depths": ()})
+    with pytest.raises(ConfigError, match="dt_min = 0.5 and dt_max = 0.1 must be positive, and in this order"):
+        S5PixelsConfig(**SMALL, patch=2, dt_min=0.5)
