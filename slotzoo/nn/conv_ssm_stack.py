@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from slotzoo.nn.dropout import dropout
 from slotzoo.nn.norm import LayerNorm
 from slotzoo.nn.recurrence import AbstractRecurrence
 
@@ -47,9 +48,7 @@ class ConvSSMLayer(eqx.Module):
 
     def after(self, u: Array, y: Array, key: PRNGKeyArray | None) -> Array:
         """The output from the input `u` and the recurrence's output `y`."""
-        if key is not None and self.dropout > 0:
-            keep = jax.random.bernoulli(key, 1 - self.dropout, (1, *y.shape[1:]))
-            y = jnp.where(keep, y / (1 - self.dropout), jnp.zeros_like(y))
+        y = dropout(y, self.dropout, key, shared=True)
         y = u + y if self.residual else y
         return self.norm(y) if self.norm is not None and not self.prenorm else y
 

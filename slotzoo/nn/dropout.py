@@ -6,8 +6,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from slotzoo.ops.dropout import keep_mask
 
 
-def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None) -> Float[Array, "..."]:
-    """Zero entries with probability `rate` and divide the others by `1 - rate`; `x` itself without a key."""
+def dropout(
+    x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None, *, shared: bool = False
+) -> Float[Array, "..."]:
+    """Zero entries with probability `rate` and divide the others by `1 - rate`; `x` itself without a key.
+
+    `shared`: the same entries all along the first axis.
+    """
     if key is None or rate == 0:
         return x
-    return jnp.where(keep_mask(key, rate, x.shape), x / (1 - rate), jnp.zeros_like(x))
+    shape = (1, *x.shape[1:]) if shared else x.shape
+    return jnp.where(keep_mask(key, rate, shape), x / (1 - rate), jnp.zeros_like(x))

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from slotzoo.nn.activations import activation
 from slotzoo.nn.attention import KVCache, MultiHeadAttention
+from slotzoo.nn.dropout import dropout
 from slotzoo.nn.favor import FavorAttention, FavorOptions, FavorState
 from slotzoo.nn.linear import Linear
 from slotzoo.nn.norm import LayerNorm
@@ -78,7 +79,7 @@ class TransformerLayer(eqx.Module):
             h = self.attention(h, frame=frame)
         else:
             h = self.attention(h, mask=mask, causal=frame == 1, dropout=self.attention_dropout, key=keys[0])
-        return self._mlp(x + _dropout(h, self.dropout, keys[1]), keys[2:])
+        return self._mlp(x + dropout(h, self.dropout, keys[1]), keys[2:])
 
     def extend(
         self,
@@ -101,8 +102,8 @@ class TransformerLayer(eqx.Module):
     def _mlp(self, x: Array, keys: Sequence[PRNGKeyArray | None]) -> Array:
         h = self.wi(self.norm_2(x))
         # One mask for all tokens, as in the seed.
-        h = _dropout(h * jax.nn.sigmoid(1.702 * h), self.dropout, keys[0], shared=True)
-        return x + _dropout(self.wo(h), self.dropout, keys[1])
+        h = dropout(h * jax.nn.sigmoid(1.702 * h), self.dropout, keys[0], shared=True)
+        return x + dropout(self.wo(h), self.dropout, keys[1])
 
 
 class Transformer(eqx.Module):
@@ -187,11 +188,11 @@ class Transformer(eqx.Module):
         if frame is not None and frame > 1 and mask is None and not self.unbounded:
             mask = frame_mask(len(x) // frame, frame)
         x = self.project_in(x)
-        x = _dropout(self._placed(x, jnp.int32(0)), self.dropout, keys[0])
+        x = dropout(self._placed(x, jnp.int32(0)), self.dropout, keys[0])
         for layer, layer_key in zip(self.layers, keys[1:], strict=False):
             run = eqx.filter_checkpoint(layer) if self.remat else layer
             x = run(x, mask=mask, frame=frame, key=layer_key)
-        return _dropout(self._after(x), self.dropout, keys[-1])
+        return dropout(self._after(x), self.dropout, keys[-1])
 
     @property
     def unbounded(self) -> bool:
@@ -269,10 +270,3 @@ def _attend_cached(
     values = jax.lax.dynamic_update_slice(cache.value, values.astype(cache.value.dtype), at)
     y = attention.attend(h, keys.astype(h.dtype), values.astype(h.dtype), mask=seen)
     return y, KVCache(keys, values, cache.position + len(h))
-
-
-def _dropout(x: Array, rate: float, key: PRNGKeyArray | None, *, shared: bool = False) -> Array:
-    if key is None or rate == 0:
-        return x
-    keep = jax.random.bernoulli(key, 1 - rate, (1, *x.shape[1:]) if shared else x.shape)
-    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
