@@ -105,7 +105,7 @@ def _rooms(rng: np.random.Generator, cells: int) -> np.ndarray:
 
 
 def _field(rng: np.random.Generator, cells: int) -> np.ndarray:
-    """An open field with blocks here and there; those that would shut a part of it in are left out."""
+    """An open field with blocks here and there, so placed that none of it is shut in."""
     side = 2 * cells + 1
     solid = np.ones((side, side), bool)
     solid[1:-1, 1:-1] = False
@@ -113,7 +113,7 @@ def _field(rng: np.random.Generator, cells: int) -> np.ndarray:
     for i in rng.permutation(len(places))[: len(places) // 2]:
         row, column = places[i]
         solid[row, column] = True
-        if rng.random() < 0.5:  # two squares long; the squares at odd places stay free, so all stay joined
+        if rng.random() < 0.5:  # two squares long: too short for all of them to close a row
             solid[row, column + 1 if rng.random() < 0.5 else column - 1] = True
     return solid
 
