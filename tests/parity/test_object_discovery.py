@@ -5,11 +5,6 @@ import pytest
 from tests.parity.harness import cases, run_case
 
 
-LATER = {
-    "slate_lightning*": "Lightning checkpoints cannot be read yet",
-}
-
-
 @pytest.mark.parametrize("name", cases("object_discovery"))
 def test_case(name):
-    run_case("object_discovery", name, LATER)
+    run_case("object_discovery", name, {})
