@@ -16,7 +16,7 @@ class DataSettings:
     """Where the clips or images come from and how they are batched."""
 
     name: str = MISSING  # a source of slotzoo.data: dmlab, dmlab_encoded
-    root: str | None = None  # the published data set; without it the embedded double is generated
+    root: str | None = None  # the published data set (folder or file); without it a double is generated
     length: int = 300  # frames of a training clip
     test_length: int | None = None  # frames of a held-out clip, for longer rollouts; default: length
     size: int = 64  # side of a frame in pixels (of the double; a real set has its own)

@@ -205,9 +205,10 @@ def _check_run(run: RunSettings) -> None:
                 f"eval.rollouts: a context of {rollout.context} frames leaves nothing to predict in {frames} "
                 f"frames; choose 1 to {length - 1}."
             )
-    if run.data.root is not None and not os.path.isdir(os.path.expanduser(run.data.root)):
+    # Some sets are one file; a source that wants a folder says so itself.
+    if run.data.root is not None and not os.path.exists(os.path.expanduser(run.data.root)):
         raise ConfigError(
-            f"data.root={run.data.root}: no such folder; give the folder of the published data set."
+            f"data.root={run.data.root}: no such folder; give the folder (or file) of the published data set."
         )
     if "encoded" in run.data.name and run.data.root is None:
         raise ConfigError(
