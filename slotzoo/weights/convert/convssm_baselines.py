@@ -12,7 +12,15 @@ from slotzoo.models.video_baselines import (
     TransformerPixelsConfig,
     TransformerTokensConfig,
 )
-from slotzoo.weights.convert.convssm_convs5 import RESNET, Rule, same, under
+from slotzoo.weights.convert.convssm_convs5 import (
+    RESNET,
+    Rule,
+    network_options,
+    same,
+    stack_options,
+    state_options,
+    under,
+)
 from slotzoo.weights.convert.convssm_s5 import S5_STACK
 from slotzoo.weights.convert.convssm_teco import TURNED
 from slotzoo.weights.convert.convssm_transformer import transformer
@@ -81,12 +89,16 @@ def baseline_config(
             channels=config["channels"],
             loss_weight=config["loss_weight"],
         )
-    shared = _shared(config) | seen
+    shared = network_options(config) | seen
     match model:
         case "convLSTM_noVQ":
-            return ConvLSTMPixelsConfig(**shared, **_stack(config), kernel_size=config["ssm"]["kernel_size"])
+            return ConvLSTMPixelsConfig(
+                **shared, **stack_options(config), kernel_size=config["ssm"]["kernel_size"]
+            )
         case "S5":
-            return S5TokensConfig(**shared, **_stack(config), **_squares(config), **_states(config["ssm"]))
+            return S5TokensConfig(
+                **shared, **stack_options(config), **_squares(config), **state_options(config["ssm"])
+            )
         case "transformer":
             return TransformerTokensConfig(**shared, **_squares(config), **_layers(config["z_tfm_kwargs"]))
         case "transformer_noVQ":
@@ -99,29 +111,6 @@ def _squares(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(patch=config["z_ds"], feature_dim=config["embedding_dim"])
 
 
-def _states(ssm: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(
-        ssm_size=ssm["ssm_size"],
-        ssm_blocks=ssm["blocks"],
-        dt_min=ssm["dt_min"],
-        dt_max=ssm["dt_max"],
-        clip_eigenvalues=ssm["clip_eigs"],
-    )
-
-
-def _stack(config: Mapping[str, Any]) -> dict[str, Any]:
-    stack = config["seq_model"]
-    return dict(
-        d_model=config["d_model"],
-        layers=stack["n_layers"],
-        use_norm=stack["use_norm"],
-        prenorm=stack["prenorm"],
-        residual=stack["per_layer_skip"],
-        skip_connections=stack["skip_connections"],
-        dropout=float(stack["dropout"]),
-    )
-
-
 def _layers(layout: Mapping[str, Any]) -> dict[str, Any]:
     return dict(
         d_model=layout["embed_dim"],
@@ -130,22 +119,4 @@ def _layers(layout: Mapping[str, Any]) -> dict[str, Any]:
         mlp_dim=layout["mlp_dim"],
         dropout=float(layout["dropout"]),
         attention_dropout=float(layout["attention_dropout"]),
-    )
-
-
-def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(
-        encoder_depths=tuple(config["encoder"]["depths"]),
-        encoder_blocks=config["encoder"]["blocks"],
-        decoder_depths=tuple(config["decoder"]["depths"]),
-        decoder_blocks=config["decoder"]["blocks"],
-        use_actions=config["use_actions"],
-        num_actions=config["action_dim"],
-        action_dim=config["action_embed_dim"],
-        action_dropout=config["action_dropout_rate"] if config["dropout_actions"] else 0.0,
-        causal_masking=config["causal_masking"],
-        open_loop_context=config["open_loop_ctx_1"],
-        # An unused value is the text 'None' in some of the published files.
-        hidden_value=-2.0 if config["frame_mask_id"] in (None, "None") else float(config["frame_mask_id"]),
-        drop_loss=config.get("drop_loss_rate", 0.0),
     )

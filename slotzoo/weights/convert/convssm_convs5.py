@@ -148,12 +148,21 @@ def tokens_config(config: Mapping[str, Any], *, num_codes: int, code_dim: int) -
 
 
 def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
-    ssm, stack = config["ssm"], config["seq_model"]
     reduction = 2 ** (len(config["encoder"]["depths"]) - 1)
     return dict(
         # The seed does not read its `image_size`; the size of the feature maps is what counts.
         height=config["latent_height"] * reduction,
         width=config["latent_width"] * reduction,
+        **network_options(config),
+        **stack_options(config),
+        **state_options(config["ssm"]),
+        **layer_options(config),
+    )
+
+
+def network_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Encoder, decoder, actions and the tasks of training, which all video models of the seed have."""
+    return dict(
         encoder_depths=tuple(config["encoder"]["depths"]),
         encoder_blocks=config["encoder"]["blocks"],
         decoder_depths=tuple(config["decoder"]["depths"]),
@@ -162,30 +171,50 @@ def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
         num_actions=config["action_dim"],
         action_dim=config["action_embed_dim"],
         action_dropout=config["action_dropout_rate"] if config["dropout_actions"] else 0.0,
-        layers=stack["n_layers"],
-        d_model=config["d_model"],
-        ssm_size=ssm["ssm_size"],
-        ssm_blocks=ssm["blocks"],
-        kernel_b=ssm["B_kernel_size"],
-        kernel_c=ssm["C_kernel_size"],
-        kernel_d=ssm["D_kernel_size"],
-        dt_min=ssm["dt_min"],
-        dt_max=ssm["dt_max"],
-        clip_eigenvalues=ssm["clip_eigs"],
-        head="none" if ssm["C_D_config"] == "diag_resnet" else ssm["C_D_config"],
-        activation=stack["layer_activation"],
-        ssm_groups=stack["num_groups"],
-        squeeze_excite=stack["squeeze_excite"],
-        use_norm=stack["use_norm"],
-        prenorm=stack["prenorm"],
-        residual=stack["per_layer_skip"],
-        skip_connections=stack["skip_connections"],
-        dropout=float(stack["dropout"]),
         causal_masking=config["causal_masking"],
         open_loop_context=config["open_loop_ctx_1"],
         # An unused value is the text 'None' in some of the published files.
         hidden_value=-2.0 if config["frame_mask_id"] in (None, "None") else float(config["frame_mask_id"]),
         drop_loss=config.get("drop_loss_rate", 0.0),
+    )
+
+
+def stack_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The stack of recurrent layers, of any kind."""
+    stack = config["seq_model"]
+    return dict(
+        d_model=config["d_model"],
+        layers=stack["n_layers"],
+        use_norm=stack["use_norm"],
+        prenorm=stack["prenorm"],
+        residual=stack["per_layer_skip"],
+        skip_connections=stack["skip_connections"],
+        dropout=float(stack["dropout"]),
+    )
+
+
+def state_options(ssm: Mapping[str, Any]) -> dict[str, Any]:
+    """The state-space model of ConvS5 and S5."""
+    return dict(
+        ssm_size=ssm["ssm_size"],
+        ssm_blocks=ssm["blocks"],
+        dt_min=ssm["dt_min"],
+        dt_max=ssm["dt_max"],
+        clip_eigenvalues=ssm["clip_eigs"],
+    )
+
+
+def layer_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Kernels and output block of a ConvS5 layer."""
+    ssm, stack = config["ssm"], config["seq_model"]
+    return dict(
+        kernel_b=ssm["B_kernel_size"],
+        kernel_c=ssm["C_kernel_size"],
+        kernel_d=ssm["D_kernel_size"],
+        head="none" if ssm["C_D_config"] == "diag_resnet" else ssm["C_D_config"],
+        activation=stack["layer_activation"],
+        ssm_groups=stack["num_groups"],
+        squeeze_excite=stack["squeeze_excite"],
     )
 
 

@@ -4,7 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from slotzoo.models.teco_config import TECOConfig
-from slotzoo.weights.convert.convssm_convs5 import CODEBOOK, RESNET, STACK, Layout, Rule, same, under
+from slotzoo.weights.convert.convssm_convs5 import (
+    CODEBOOK,
+    RESNET,
+    STACK,
+    Layout,
+    Rule,
+    layer_options,
+    network_options,
+    same,
+    stack_options,
+    state_options,
+    under,
+)
 from slotzoo.weights.convert.convssm_s5 import S5_STACK
 from slotzoo.weights.convert.convssm_transformer import maskgit, transformer
 
@@ -52,10 +64,7 @@ def teco_config(
         code_dim=code_dim,
         height=height,
         width=width,
-        encoder_depths=tuple(config["encoder"]["depths"]),
-        encoder_blocks=config["encoder"]["blocks"],
-        decoder_depths=tuple(config["decoder"]["depths"]),
-        decoder_blocks=config["decoder"]["blocks"],
+        **network_options(config),
         embedding_dim=config["embedding_dim"],
         latent_codes=config["codebook"]["n_codes"],
         latent_code_dim=config["codebook"]["proj_dim"],
@@ -68,46 +77,14 @@ def teco_config(
         draft=config["T_draft"],
         revise=config["T_revise"],
         rounds=config["M"],
-        use_actions=config["use_actions"],
-        num_actions=config["action_dim"],
-        action_dim=config["action_embed_dim"],
-        action_dropout=config["action_dropout_rate"] if config["dropout_actions"] else 0.0,
-        causal_masking=config["causal_masking"],
-        open_loop_context=config["open_loop_ctx_1"],
-        # An unused value is the text 'None' in some of the published files.
-        hidden_value=-2.0 if config["frame_mask_id"] in (None, "None") else float(config["frame_mask_id"]),
-        drop_loss=config.get("drop_loss_rate", 0.0),
     )
 
 
 def _state_space_core(config: Mapping[str, Any]) -> dict[str, Any]:
-    ssm, stack = config["ssm"], config["seq_model"]
-    core = dict(
-        layers=stack["n_layers"],
-        d_model=config["d_model"],
-        ssm_size=ssm["ssm_size"],
-        ssm_blocks=ssm["blocks"],
-        dt_min=ssm["dt_min"],
-        dt_max=ssm["dt_max"],
-        clip_eigenvalues=ssm["clip_eigs"],
-        use_norm=stack["use_norm"],
-        prenorm=stack["prenorm"],
-        residual=stack["per_layer_skip"],
-        skip_connections=stack["skip_connections"],
-        dropout=float(stack["dropout"]),
-    )
+    core = {**stack_options(config), **state_options(config["ssm"])}
     if "z_ds" in config:
         return core | dict(temporal="s5", patch=config["z_ds"], ssm_groups=1)
-    return core | dict(
-        temporal="convs5",
-        kernel_b=ssm["B_kernel_size"],
-        kernel_c=ssm["C_kernel_size"],
-        kernel_d=ssm["D_kernel_size"],
-        head="none" if ssm["C_D_config"] == "diag_resnet" else ssm["C_D_config"],
-        activation=stack["layer_activation"],
-        ssm_groups=stack["num_groups"],
-        squeeze_excite=stack["squeeze_excite"],
-    )
+    return core | dict(temporal="convs5", **layer_options(config))
 
 
 def _transformer_core(config: Mapping[str, Any]) -> dict[str, Any]:
