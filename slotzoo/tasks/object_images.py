@@ -235,7 +235,7 @@ def _measure(
     true_count = batch["visible"].shape[-1] + 1 if "visible" in batch else most_objects + 1
     span = model.config.high - model.config.low
 
-    def one(image, key, mask, visible):
+    def one(image, key, mask):
         loss_key, explain_key = jax.random.split(key)
         loss, terms = model.loss(image, draws=model.draw(loss_key), step=step)
         out = model.explain(image, key=explain_key)
@@ -256,16 +256,17 @@ def _measure(
         stripes = jnp.broadcast_to(jnp.arange(width)[None, :] * len(out.masks) // width, (height, width))
         all_scores = jax.vmap(score)(jnp.stack([labels, jnp.zeros_like(labels), stripes]))
         found, one_segment, striped = (jax.tree.map(lambda x, i=i: x[i], all_scores) for i in range(3))
-        if "count" in out.extra and visible is not None:
-            true = jnp.sum((visible > 0).astype(jnp.float32))
+        if "count" in out.extra:
+            # Of what the picture shows: a crop may have left objects out that the data set calls visible.
+            areas = jnp.sum(jax.nn.one_hot(mask.reshape(-1), true_count), axis=0)
+            true = jnp.sum((areas[1:] > 0).astype(jnp.float32))
             found = found._replace(count_accuracy=(out.extra["count"] == true).astype(jnp.float32))
         values |= found._asdict()
         for name, baseline in (("one segment", one_segment), ("stripes", striped)):
             values |= {f"{name}/{key}": value for key, value in baseline._asdict().items()}
         return values, out if whole else None
 
-    axes = (0, 0, 0 if masked else None, 0 if "visible" in batch else None)
-    return batch_map(one, axes)(images, keys, batch.get("mask"), batch.get("visible"))
+    return batch_map(one, (0, 0, 0 if masked else None))(images, keys, batch.get("mask"))
 
 
 def _tables(numbers: Mapping[str, float], images: int, config: Any) -> dict[str, Any]:

@@ -24,14 +24,15 @@ class ToyDraws(NamedTuple):
 
 
 class Toy(eqx.Module):
-    """Slot k paints grey `centres[k]` where that is the nearest to the pixel."""
+    """Slot k paints grey `centres[k]` where that is nearest to the pixel; `count` is what it says of their number."""
 
     centres: jax.Array
     config: ToyConfig = eqx.field(static=True)
+    count: int | None = eqx.field(static=True)
 
-    def __init__(self, config: ToyConfig = ToyConfig()):
+    def __init__(self, config: ToyConfig = ToyConfig(), count: int | None = None):
         self.centres = jnp.linspace(config.low, config.high, config.num_slots)
-        self.config = config
+        self.config, self.count = config, count
 
     def draw(self, key, *, slots=None):
         return ToyDraws(jax.random.normal(key, (slots or self.config.num_slots,)))
@@ -44,7 +45,8 @@ class Toy(eqx.Module):
         masks = jax.nn.softmax(-50.0 * distance, axis=0)
         pictures = jnp.broadcast_to(centres[:, None, None, None], (len(centres), *image.shape))
         made = jnp.sum(masks[..., None] * pictures, axis=0)
-        return ObjectsOutput(made, masks, pictures, centres[:, None], {"attention": masks})
+        counted = {} if self.count is None else {"count": jnp.float32(self.count)}
+        return ObjectsOutput(made, masks, pictures, centres[:, None], {"attention": masks, **counted})
 
     def loss(self, image, *, draws=None, key=None, step):
         del step

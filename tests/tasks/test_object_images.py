@@ -61,6 +61,13 @@ def test_evaluation(batch, tmp_path):
     assert other == pytest.approx(numbers, rel=1e-6)
 
 
+def test_counts_are_those_of_the_objects_in_the_picture(batch, tmp_path):
+    """A model that counts is asked for the objects that the mask shows, not for one that a crop left out."""
+    cropped = batch | {"mask": np.where(batch["mask"] == 2, 0, batch["mask"]).astype(np.uint8)}
+    task = ObjectImagesTask(ObjectImagesConfig(pictures=0))
+    assert evaluate(task, Toy(count=1), [cropped], tmp_path)["count_accuracy"] == pytest.approx(2 / 3)
+
+
 def test_labels_of_data_without_visible_are_scored_the_same(batch, tmp_path):
     task = ObjectImagesTask(ObjectImagesConfig(pictures=0, most_objects=5))
     plain = {name: batch[name] for name in ("image", "mask")}
