@@ -123,8 +123,9 @@ class ObjectImagesTask:
             )
             for name, value in values.items():
                 value = np.asarray(value, np.float64)[valid]
-                defined = value[np.isfinite(value)]
-                for what, total in ((f"{name}/sum", defined.sum()), (f"{name}/count", defined.size)):
+                if name.rpartition("/")[2] in SegmentationScores._fields:
+                    value = value[np.isfinite(value)]  # NaN where it is not defined; of a loss NaN is a result
+                for what, total in ((f"{name}/sum", value.sum()), (f"{name}/count", value.size)):
                     sums[what] = np.asarray(sums.get(what, 0.0) + total)
             sums["images"] = np.asarray(sums.get("images", 0.0) + valid.sum())
             if out is not None:
@@ -295,7 +296,9 @@ def _tables(numbers: Mapping[str, float], images: int, config: Any) -> dict[str,
         )
     known = {*SegmentationScores._fields}
     rest = [
-        {"name": n.replace("_", " "), "value": v} for n, v in numbers.items() if "/" not in n and n not in known
+        {"name": n.replace("_", " "), "value": v if np.isfinite(v) else None}
+        for n, v in numbers.items()
+        if "/" not in n and n not in known
     ]
     notes = [f"PSNR in dB. Values of pixels run from {config.low:g} to {config.high:g}."]
     if not tables:

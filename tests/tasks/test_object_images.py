@@ -61,6 +61,13 @@ def test_evaluation(batch, tmp_path):
     assert other == pytest.approx(numbers, rel=1e-6)
 
 
+def test_a_loss_that_is_not_finite_is_not_left_out(batch, tmp_path):
+    broken = eqx.tree_at(lambda toy: toy.centres, Toy(), jnp.full(3, jnp.nan))
+    numbers = evaluate(ObjectImagesTask(ObjectImagesConfig(pictures=1)), broken, [batch], tmp_path)
+    assert np.isnan(numbers["loss"]) and np.isfinite(numbers["ari"])
+    assert "NaN" not in (tmp_path / "table.json").read_text()
+
+
 def test_counts_are_those_of_the_objects_in_the_picture(batch, tmp_path):
     """A model that counts is asked for the objects that the mask shows, not for one that a crop left out."""
     cropped = batch | {"mask": np.where(batch["mask"] == 2, 0, batch["mask"]).astype(np.uint8)}
