@@ -1,5 +1,10 @@
 """`python -m experiments.sample run=runs/NAME/seed0`: write rollouts as npz (real, fake) and videos."""
 
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
 import hydra
 from omegaconf import DictConfig
 
@@ -9,12 +14,11 @@ from experiments import cli
 def sample(config: DictConfig) -> int:
     """Write rollouts of a run's newest checkpoint.
 
-    `samples/step_<n>/samples[_action]_<context>/data_<i>.npz` holds `real` and `fake`, uint8
+    `samples/step_<n>_seed<s>/samples[_action]_<context>/data_<i>.npz` holds `real` and `fake`, uint8
     (clip, time, height, width, channel) as the authors' code writes them; with `samples=k`, k > 1, `fake` has an
-    axis of samples after the first. Files that are there already are kept, so that a stopped command goes on.
+    axis of samples after the first. Files that are there already are kept, so that a stopped command goes on;
+    another command gets a folder of its own.
     """
-    from pathlib import Path
-
     import jax
 
     from experiments import build, validate
@@ -55,7 +59,7 @@ def sample(config: DictConfig) -> int:
                 f"more than the clips have ({whole})."
             )
     source = build.source(opened.settings.data, asked.split)
-    top = folder.path / "samples" / f"step_{opened.step}_seed{asked.seed}"
+    top = _place(folder.path / "samples" / f"step_{opened.step}_seed{asked.seed}", asked)
     with Signals() as signals, jax.set_mesh(mesh):
         for number, batch in enumerate(build.eval_batches(opened.settings, source)):
             valid = batch.pop("valid")
@@ -79,7 +83,27 @@ def sample(config: DictConfig) -> int:
                 print(
                     f"{path}: {len(real)} clips, {rollout.title}, {made.shape[2]} frames ({source.provenance})"
                 )
+    print(f"All of them: {top}")
     return 0
+
+
+def _place(path: Path, asked: Any) -> Path:
+    """`path`, `path_2`, ...: the first that is new or was made by the same command, which `asked.json` in it says."""
+    from experiments.folder import write_text
+
+    values = {
+        name: value for name, value in dataclasses.asdict(asked).items() if name not in ("run", "plugins")
+    }
+    content = json.dumps(values, indent=1) + "\n"
+    candidate, number = path, 1
+    while candidate.exists():
+        card = candidate / "asked.json"
+        if card.is_file() and card.read_text() == content:
+            return candidate
+        number += 1
+        candidate = path.with_name(f"{path.name}_{number}")
+    write_text(candidate / "asked.json", content)
+    return candidate
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="sample")
