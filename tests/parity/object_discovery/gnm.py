@@ -311,16 +311,29 @@ def check_training(case: Case) -> None:
         draws = {"eps_q_bg": drawn[0], "eps_global": np.stack([drawn[i] for i in scenes], 1)}
         return last(arrays["image"]), draws_of(model, draws | {name: drawn[i] for i, name in local})
 
+    # RMSprop divides a gradient by its own size, so that an update is at most `lr / sqrt(1 - b2)` however small the
+    # gradient: one that is rounded by WHOLE of the tensor's largest is off by as much of its own update as it is
+    # smaller than that largest one.
+    rounding: dict[str, np.ndarray] = {}
+    kick = hyper["lr_main"] / np.sqrt(1 - config.b2)
     for step in range(case.meta["steps"]):
         images, draws = recorded(f"in/step{step}")
         (value, _), grads = trained(model, images, draws, jnp.int32(step))
         assert_close(value, case.outputs["loss"][step], rtol=WHOLE, what=f"loss of step {step}")
+        for name, array in to_seed(grads, parameters(final), table).items():
+            size = np.abs(np.asarray(array, np.float64))
+            share = WHOLE * size.max() / np.maximum(size, 1e-30)
+            rounding[name] = rounding.get(name, 0.0) + kick * np.minimum(share, 1.0)
         updates, state = update(grads, state, eqx.filter(model, eqx.is_array))
         model = eqx.apply_updates(model, updates)
     ours, theirs = (to_seed(m, parameters(final), table) for m in (model, found.model))
     for name, array in parameters(final).items():
         np.testing.assert_array_equal(theirs[name].reshape(array.shape), array, err_msg=name)
-        assert_close(ours[name].reshape(array.shape), array, rtol=WHOLE, what=f"{name} after training")
+        error = np.abs(ours[name].reshape(array.shape).astype(np.float64) - array)
+        allowed = WHOLE * np.abs(array).max() + rounding[name].reshape(array.shape)
+        assert (error <= allowed).all(), (
+            f"{name} after training: {(error / allowed).max():.2f} of what is allowed"
+        )
     assert found.step == case.meta["steps"] and found.name == "gnm_clevr6"
 
     images, draws = recorded("in/eval")
