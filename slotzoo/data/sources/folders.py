@@ -4,6 +4,8 @@ otherwise."""
 import hashlib
 import json
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Iterable
 
 from slotzoo.data.spec import Provenance
@@ -11,6 +13,13 @@ from slotzoo.errors import DataError
 
 
 PROVENANCE = "provenance.json"
+# What reading an npz file raises when it is cut, garbage, or compressed in a way that zipfile does not know.
+UNREADABLE_NPZ = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError)
+
+
+def short(error: BaseException) -> str:
+    """The first line of what an error says, or its name."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def checked_root(root: str | pathlib.Path, name: str, *, file: bool = False) -> pathlib.Path:

@@ -11,12 +11,17 @@ import io
 import pathlib
 import threading
 import zipfile
-import zlib
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
-from slotzoo.data.sources.folders import checked_root, clip_files, files_fingerprint, provenance_of
+from slotzoo.data.sources.folders import (
+    UNREADABLE_NPZ,
+    checked_root,
+    clip_files,
+    files_fingerprint,
+    provenance_of,
+)
 from slotzoo.data.spec import FieldSpec, Provenance, Record, Source, check_record
 from slotzoo.data.synthetic.digits import find_idx
 from slotzoo.data.synthetic.moving_mnist import MovingMnistSource, moving_mnist_spec
@@ -25,7 +30,6 @@ from slotzoo.errors import DataError
 
 Split = Literal["train", "test"]
 _KEY = "data"
-_UNREADABLE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError)
 _KEPT = 16  # clips of a packed file passed over on the way to another: read-ahead asks out of order
 
 
@@ -145,13 +149,13 @@ class MovingMnistFiles:
             first = _Packed(self._files[0])
             if len(first.header.shape) != 5:
                 return []
-        except (*_UNREADABLE, KeyError):
+        except (*UNREADABLE_NPZ, KeyError):
             return []  # said when it is read
         packed = []
         for path in self._files:
             try:
                 packed.append(_Packed(path))
-            except (*_UNREADABLE, KeyError) as error:
+            except (*UNREADABLE_NPZ, KeyError) as error:
                 raise self._unreadable(str(path), error) from error
             if len(packed[-1].header.shape) != 5:
                 raise DataError(
@@ -222,7 +226,7 @@ class MovingMnistFiles:
                     )
                 clip = arrays[_KEY]
                 return (clip[0] if clip.ndim == 5 and len(clip) == 1 else clip), where
-        except _UNREADABLE as error:
+        except UNREADABLE_NPZ as error:
             raise self._unreadable(where, error) from error
 
     def __getitem__(self, index: int) -> Record:

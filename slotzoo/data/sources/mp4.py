@@ -8,13 +8,11 @@ Consistent Transformers for Video Generation" (ICML 2023) and its repository's l
 import functools
 import pathlib
 import threading
-import zipfile
-import zlib
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from slotzoo.data.sources.folders import clip_files, files_fingerprint, provenance_of
+from slotzoo.data.sources.folders import UNREADABLE_NPZ, clip_files, files_fingerprint, provenance_of, short
 from slotzoo.data.spec import FieldSpec, Provenance, Record, check_record
 from slotzoo.data.synthetic.layout import ACTIONS
 from slotzoo.errors import DataError
@@ -59,7 +57,7 @@ def read_frames(path: pathlib.Path, start: int, length: int, where: str) -> np.n
                 frames = None if frames is None else frames[start:]
     except (av.FFmpegError, ValueError, IndexError, EOFError) as error:
         raise DataError(
-            f"{where}: cannot be decoded ({_short(error)}); fetch the file again or use on_error=skip."
+            f"{where}: cannot be decoded ({short(error)}); fetch the file again or use on_error=skip."
         ) from error
     found = 0 if frames is None else len(frames)
     if frames is None or found < length:
@@ -79,7 +77,7 @@ def count_frames(path: pathlib.Path, where: str) -> int:
             return stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
     except (av.FFmpegError, ValueError, EOFError) as error:
         raise DataError(
-            f"{where}: cannot be decoded ({_short(error)}); fetch the file again or use on_error=skip."
+            f"{where}: cannot be decoded ({short(error)}); fetch the file again or use on_error=skip."
         ) from error
 
 
@@ -114,10 +112,6 @@ def _decoded(
                 break
         number += 1
     return frames
-
-
-def _short(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class Mp4Source:
@@ -200,9 +194,9 @@ class Mp4Source:
                 if "actions" not in file.files:
                     raise DataError(f"{path} (clip {index}): no key 'actions'; found {', '.join(file.files)}.")
                 actions = file["actions"]
-        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError) as error:
+        except UNREADABLE_NPZ as error:
             raise DataError(
-                f"{path} (clip {index}): cannot be read ({_short(error)}); fetch the file again or use on_error=skip."
+                f"{path} (clip {index}): cannot be read ({short(error)}); fetch the file again or use on_error=skip."
             ) from error
         if actions.ndim != 1 or len(actions) < frames or not np.issubdtype(actions.dtype, np.integer):
             raise DataError(

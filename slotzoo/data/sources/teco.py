@@ -6,24 +6,17 @@ Consistent Transformers for Video Generation" (ICML 2023) and its repository's l
 
 import functools
 import pathlib
-import zipfile
-import zlib
 from typing import Literal
 
 import numpy as np
 
-from slotzoo.data.sources.folders import clip_files, files_fingerprint, provenance_of
+from slotzoo.data.sources.folders import UNREADABLE_NPZ, clip_files, files_fingerprint, provenance_of, short
 from slotzoo.data.spec import FieldSpec, Provenance, Record, check_record
 from slotzoo.data.synthetic.maze import dmlab_spec
 from slotzoo.errors import DataError
 
 
-_UNREADABLE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError)
 Split = Literal["train", "test"]
-
-
-def _short(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class TecoSource:
@@ -86,9 +79,9 @@ class TecoSource:
                         "A DMLab clip has 'video' and 'actions'."
                     )
                 return {"video": file["video"], "actions": file["actions"]}
-        except _UNREADABLE as error:
+        except UNREADABLE_NPZ as error:
             raise DataError(
-                f"{where}: cannot be read ({_short(error)}); fetch the file again or use on_error=skip."
+                f"{where}: cannot be read ({short(error)}); fetch the file again or use on_error=skip."
             ) from error
 
     def __getitem__(self, index: int) -> Record:
