@@ -4,6 +4,7 @@ A model's configuration joins one of a core with one of what is seen, as `ConvS5
 pixels or tokens, `*_dim` and `*_depths` in channels.
 """
 
+import abc
 import dataclasses
 from typing import Literal
 
@@ -19,7 +20,7 @@ MAY_BE_ZERO = ("encoder_blocks", "decoder_blocks", "rounds")
 
 
 @dataclasses.dataclass(frozen=True)
-class VideoConfig:
+class VideoConfig(abc.ABC):
     """What all video models share: frames, encoder and decoder, actions, the two tasks of training."""
 
     height: int = 64
@@ -92,9 +93,9 @@ class VideoConfig:
         return self.height // self.reduction, self.width // self.reduction
 
     @property
+    @abc.abstractmethod
     def core(self) -> CoreName:
         """The temporal core that `slotzoo.models.temporal.make_temporal` makes."""
-        raise NotImplementedError("a configuration of a model says which core it has.")
 
 
 @dataclasses.dataclass(frozen=True)
