@@ -19,10 +19,11 @@ from slotzoo.errors import ConfigError
 from slotzoo.models import create_model, model_config
 from slotzoo.models.registry import replaced, tiny
 from slotzoo.models.vqgan import VQGAN
+from slotzoo.tasks.first_stage import FirstStage
 from slotzoo.tasks.object_images import ObjectImagesConfig, ObjectImagesTask
 from slotzoo.tasks.set_prediction import SetPredictionConfig, SetPredictionTask
 from slotzoo.tasks.tokenizer import TokenizerTask, TokenizerTaskConfig
-from slotzoo.tasks.video_prediction import FirstStage, Rollout, VideoPredictionConfig, VideoPredictionTask
+from slotzoo.tasks.video_prediction import Rollout, VideoPredictionConfig, VideoPredictionTask
 from slotzoo.train.loop import FitConfig
 from slotzoo.train.mesh import check_batch_size, make_mesh
 from slotzoo.train.optimizer import OptimizerConfig

@@ -14,7 +14,7 @@ from slotzoo.data.preparation import prepare
 from slotzoo.data.spec import Provenance
 from slotzoo.errors import ConfigError
 from slotzoo.models.vqgan import VQGAN
-from slotzoo.tasks.video_prediction import FirstStage
+from slotzoo.tasks.first_stage import FirstStage
 from slotzoo.weights.leaves import named_leaves
 
 

@@ -26,15 +26,11 @@ from slotzoo.metrics.i3d import I3D, load_i3d
 from slotzoo.metrics.lpips import LPIPS, load_lpips
 from slotzoo.metrics.protocol import VideoProtocol
 from slotzoo.metrics.sums import sum_over_processes
-from slotzoo.models.vqgan import VQGAN
 from slotzoo.ops import batch_map
 from slotzoo.prng import stream
+from slotzoo.tasks.first_stage import FirstStage
 from slotzoo.tasks.pixels import to_bytes, to_float
 from slotzoo.viz import prediction_strip, side_by_side, write_png, write_video
-
-
-# Frames that the tokenizer takes at once: all of a long clip would need more memory than the sequence model.
-FRAMES_AT_ONCE = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,28 +69,6 @@ class VideoPredictionConfig:
     def __post_init__(self):
         if self.samples < 1 or self.temperature < 0 or self.pictures < 0:
             raise ConfigError("video prediction: samples is at least 1, temperature and pictures at least 0.")
-
-
-class FirstStage(eqx.Module):
-    """What is not trained: the tokenizer of a model over tokens, None for a model over pixels."""
-
-    tokenizer: VQGAN | None
-
-    def tokens(self, batch: Mapping[str, Any]) -> Int[Array, "clip time height width"]:
-        """The codes of a batch: read ones, else those of its frames."""
-        if "tokens" in batch:
-            return jnp.asarray(batch["tokens"])
-        assert self.tokenizer is not None
-        encode = self.tokenizer.encode
-        return _frame_map(lambda frame: encode(to_float(frame)).codes, jnp.asarray(batch["video"]))
-
-    def frames(
-        self, tokens: Int[Array, "clip time height width"]
-    ) -> UInt8[Array, "clip time height2 width2 channel"]:
-        """The pictures of codes."""
-        assert self.tokenizer is not None
-        decode = self.tokenizer.decode_tokens
-        return _frame_map(lambda codes: to_bytes(decode(codes)), tokens)
 
 
 class VideoPredictionTask:
@@ -337,17 +311,6 @@ def _score(model: Any, out: Any, clip: Array) -> tuple[Float[Array, ""], dict[st
     per_frame = losses.pixel_loss(out.prediction, target, squared=model.config.loss_weight)
     error = jnp.square(out.prediction.astype(jnp.float32) - target).mean((1, 2, 3))
     return jnp.sum(out.weights * per_frame), {"mse": jnp.sum(weights * error)}
-
-
-def _frame_map(fn: Callable[[Array], Array], video: Array) -> Array:
-    """Apply `fn` to every frame of `video` (clip, time, ...), `FRAMES_AT_ONCE` of each clip at a time."""
-    clips, length = video.shape[:2]
-    size = min(FRAMES_AT_ONCE, length)
-    short = -length % size
-    padded = jnp.pad(video, [(0, 0), (0, short)] + [(0, 0)] * (video.ndim - 2))
-    chunks = jnp.moveaxis(padded.reshape(clips, -1, size, *video.shape[2:]), 1, 0)
-    done = jax.lax.map(batch_map(jax.vmap(fn)), chunks)
-    return jnp.moveaxis(done, 0, 1).reshape(clips, length + short, *done.shape[3:])[:, :length]
 
 
 @eqx.filter_jit

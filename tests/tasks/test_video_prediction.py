@@ -12,8 +12,8 @@ from slotzoo.errors import ConfigError, DataError
 from slotzoo.losses import token_cross_entropy
 from slotzoo.models import create_model
 from slotzoo.models.vqgan import VQGAN, VQGANConfig
+from slotzoo.tasks.first_stage import FirstStage
 from slotzoo.tasks.video_prediction import (
-    FirstStage,
     Rollout,
     VideoPredictionConfig,
     VideoPredictionTask,
