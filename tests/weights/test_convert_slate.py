@@ -9,8 +9,8 @@ import pytest
 
 from slotzoo.errors import WeightsError
 from slotzoo.models.slate import SLATE, SLATEConfig
-from slotzoo.weights.convert.convssm_convs5 import from_seed, to_seed
 from slotzoo.weights.convert.object_discovery_slate import config, parameters, rules
+from slotzoo.weights.convert.rules import from_seed, to_seed
 from slotzoo.weights.leaves import named_leaves
 from tests.arrays import random_module
 

@@ -16,6 +16,7 @@ from slotzoo.models.teco import TECO
 from slotzoo.models.video import VideoPixels, VideoTokens
 from slotzoo.models.vqgan import VQGAN
 from slotzoo.weights.convert import convssm_baselines, convssm_convs5, convssm_teco, convssm_vqgan
+from slotzoo.weights.convert.rules import Rule, from_seed
 from slotzoo.weights.flax_msgpack import flat, read_flax
 from slotzoo.weights.leaves import fill
 from slotzoo.weights.namespace import read_namespace
@@ -145,9 +146,9 @@ def _baseline(run: Run, folder: Path) -> Converted:
     return Converted(_filled(params, model, rules), name, config, run.step, f"{kind} of ConvSSM")
 
 
-def _filled(run: Run, model: Any, rules: tuple[convssm_convs5.Rule, ...] = convssm_convs5.CONVS5) -> Any:
+def _filled(run: Run, model: Any, rules: tuple[Rule, ...] = convssm_convs5.CONVS5) -> Any:
     params = {path.removeprefix("param/"): a for path, a in run.arrays.items() if path.startswith("param/")}
-    return convssm_convs5.from_seed(params, model, rules)
+    return from_seed(params, model, rules)
 
 
 def beside(folder: Path, name: Any) -> Path:

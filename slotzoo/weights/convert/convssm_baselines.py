@@ -12,18 +12,11 @@ from slotzoo.models.video_baselines import (
     TransformerPixelsConfig,
     TransformerTokensConfig,
 )
-from slotzoo.weights.convert.convssm_convs5 import (
-    RESNET,
-    Rule,
-    network_options,
-    same,
-    stack_options,
-    state_options,
-    under,
-)
+from slotzoo.weights.convert.convssm_convs5 import RESNET, network_options, stack_options, state_options
 from slotzoo.weights.convert.convssm_s5 import S5_STACK
 from slotzoo.weights.convert.convssm_teco import TURNED
 from slotzoo.weights.convert.convssm_transformer import transformer
+from slotzoo.weights.convert.rules import Rule, same, under
 
 
 BaselineConfig = ConvLSTMPixelsConfig | S5TokensConfig | TransformerPixelsConfig | TransformerTokensConfig

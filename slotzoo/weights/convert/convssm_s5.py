@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from slotzoo.weights.convert.convssm_convs5 import COLUMN, Layout, Rule, same, under
+from slotzoo.weights.convert.convssm_convs5 import COLUMN
+from slotzoo.weights.convert.rules import Layout, Rule, same, under
 
 
 def _b_to_seed(b: np.ndarray) -> np.ndarray:

@@ -8,17 +8,14 @@ from slotzoo.weights.convert.convssm_convs5 import (
     CODEBOOK,
     RESNET,
     STACK,
-    Layout,
-    Rule,
     layer_options,
     network_options,
-    same,
     stack_options,
     state_options,
-    under,
 )
 from slotzoo.weights.convert.convssm_s5 import S5_STACK
 from slotzoo.weights.convert.convssm_transformer import maskgit, transformer
+from slotzoo.weights.convert.rules import Layout, Rule, same, under
 
 
 # The seed's transposed convolution turns its kernel round in both axes of space; ours is stored as it is used.

@@ -3,7 +3,7 @@
 The seed keeps heads as an axis of their own, so the rules are made for a number of heads.
 """
 
-from slotzoo.weights.convert.convssm_convs5 import Layout, Rule, same, under
+from slotzoo.weights.convert.rules import Layout, Rule, same, under
 
 
 def transformer(heads: int) -> tuple[Rule, ...]:

@@ -14,7 +14,7 @@ from slotzoo.models.slate import SLATE
 from slotzoo.models.slot_attention import SlotAttentionAutoencoder
 from slotzoo.weights.convert import object_discovery_gnm, object_discovery_slate, object_discovery_slots
 from slotzoo.weights.convert.convssm import Converted
-from slotzoo.weights.convert.convssm_convs5 import Rule, from_seed
+from slotzoo.weights.convert.rules import Rule, from_seed
 from slotzoo.weights.torch_file import read_torch
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from slotzoo.errors import WeightsError
 from slotzoo.models.gnm_config import GNMConfig
 from slotzoo.nn.celu_stacks import Stage
-from slotzoo.weights.convert.convssm_convs5 import Layout, Rule, under
+from slotzoo.weights.convert.rules import Layout, Rule, under
 from slotzoo.weights.convert.torch_rules import VECTOR, layer, norm
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from slotzoo.errors import WeightsError
 from slotzoo.models.slate import SLATEConfig
-from slotzoo.weights.convert.convssm_convs5 import Rule, under
+from slotzoo.weights.convert.rules import Rule, under
 from slotzoo.weights.convert.torch_rules import (
     BATCHED_TABLE,
     SLATE_SLOT_ENCODER,

@@ -7,7 +7,7 @@ import numpy as np
 
 from slotzoo.errors import WeightsError
 from slotzoo.models.slot_attention import SlotAttentionConfig
-from slotzoo.weights.convert.convssm_convs5 import Layout, Rule, under
+from slotzoo.weights.convert.rules import Layout, Rule, under
 from slotzoo.weights.convert.torch_rules import SLOT_ATTENTION, VECTOR, layer
 
 

@@ -1,8 +1,8 @@
-"""Rules (see `convssm_convs5`) for layers in PyTorch's layout, and for slot attention in object-discovery-pytorch."""
+"""Rules (see `rules`) for layers in PyTorch's layout, and for slot attention in object-discovery-pytorch."""
 
 import numpy as np
 
-from slotzoo.weights.convert.convssm_convs5 import Layout, Rule, under
+from slotzoo.weights.convert.rules import Layout, Rule, under
 
 
 def _kernel_to_ours(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

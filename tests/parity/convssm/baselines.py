@@ -11,8 +11,8 @@ from slotzoo.nn.favor import STABILISER, relu_features, softmax_features, trigon
 from slotzoo.nn.s5 import S5
 from slotzoo.ops.linear_attention import linear_attention
 from slotzoo.weights.convert.convssm_baselines import baseline, baseline_config, used
-from slotzoo.weights.convert.convssm_convs5 import from_seed, to_seed
 from slotzoo.weights.convert.convssm_s5 import S5_SSM
+from slotzoo.weights.convert.rules import from_seed, to_seed
 from tests.parity.convssm.convs5 import EIGENVALUES, draws, neutral_terms
 from tests.parity.convssm.ssm import planes
 from tests.parity.harness import Case, checks

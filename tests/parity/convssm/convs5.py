@@ -9,14 +9,8 @@ from slotzoo.losses import pixel_loss, token_cross_entropy
 from slotzoo.models.convs5 import ConvS5Pixels, ConvS5Tokens, ConvS5TokensConfig
 from slotzoo.models.video_core import Draws
 from slotzoo.nn.codebook import Codebook
-from slotzoo.weights.convert.convssm_convs5 import (
-    CODEBOOK,
-    CONVS5,
-    from_seed,
-    pixels_config,
-    to_seed,
-    tokens_config,
-)
+from slotzoo.weights.convert.convssm_convs5 import CODEBOOK, CONVS5, pixels_config, tokens_config
+from slotzoo.weights.convert.rules import from_seed, to_seed
 from tests.parity.convssm.ssm import planes
 from tests.parity.harness import Case, checks
 from tests.tolerance import assert_close

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 
 from slotzoo.losses import token_cross_entropy
 from slotzoo.models.maskgit import MaskGIT, hidden_share
-from slotzoo.weights.convert.convssm_convs5 import from_seed, to_seed
 from slotzoo.weights.convert.convssm_transformer import maskgit
+from slotzoo.weights.convert.rules import from_seed, to_seed
 from tests.parity.harness import Case, checks
 
 

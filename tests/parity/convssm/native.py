@@ -15,8 +15,8 @@ from slotzoo.models.teco import TECO, TECODraws
 from slotzoo.models.vqgan import VQGAN
 from slotzoo.weights import load_model, save_weights
 from slotzoo.weights.convert.convssm import Converted, convert_run, read_run
-from slotzoo.weights.convert.convssm_convs5 import to_seed
 from slotzoo.weights.convert.convssm_teco import teco
+from slotzoo.weights.convert.rules import to_seed
 from tests.parity.convssm.convs5 import compare_states
 from tests.parity.harness import Case, checks
 

@@ -9,7 +9,8 @@ from slotzoo.nn.conv import conv2d
 from slotzoo.nn.conv_ssm import ConvSSM
 from slotzoo.nn.conv_ssm_stack import ConvSSMLayer, ConvSSMStack
 from slotzoo.nn.hippo import hippo, hippo_matrix, input_planes, log_steps, normal_matrix, output_planes
-from slotzoo.weights.convert.convssm_convs5 import SSM, STACK, from_seed, to_seed
+from slotzoo.weights.convert.convssm_convs5 import SSM, STACK
+from slotzoo.weights.convert.rules import from_seed, to_seed
 from tests.parity.harness import Case, checks
 from tests.tolerance import assert_close
 

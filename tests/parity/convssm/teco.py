@@ -10,8 +10,8 @@ import numpy as np
 from slotzoo.losses import token_cross_entropy
 from slotzoo.models.teco import TECO, TECODraws
 from slotzoo.models.teco_config import TECOConfig
-from slotzoo.weights.convert.convssm_convs5 import from_seed, to_seed
 from slotzoo.weights.convert.convssm_teco import teco, teco_config
+from slotzoo.weights.convert.rules import from_seed, to_seed
 from tests.parity.convssm.convs5 import EIGENVALUES
 from tests.parity.convssm.ssm import planes
 from tests.parity.harness import Case, checks

@@ -14,7 +14,6 @@ from slotzoo.models.gnm_render import Curriculum, Glimpses, box_frames, compose
 from slotzoo.nn.celu_stacks import ConvLSTMCell, ConvStack, MLPStack, Stage
 from slotzoo.nn.spatial_transform import crop
 from slotzoo.train.optimizer import OptimizerConfig, make_optimizer
-from slotzoo.weights.convert.convssm_convs5 import from_seed, to_seed
 from slotzoo.weights.convert.object_discovery import convert_checkpoint, read_checkpoint
 from slotzoo.weights.convert.object_discovery_gnm import (
     LSTM,
@@ -24,6 +23,7 @@ from slotzoo.weights.convert.object_discovery_gnm import (
     parameters,
     rules,
 )
+from slotzoo.weights.convert.rules import from_seed, to_seed
 from tests.parity.harness import Case, checks
 from tests.tolerance import assert_close
 

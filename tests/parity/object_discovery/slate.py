@@ -13,7 +13,6 @@ from slotzoo.nn.discrete_vae import DiscreteVAE, gumbel_softmax, straight_throug
 from slotzoo.nn.slate_transformer import TransformerDecoder, TransformerEncoder
 from slotzoo.nn.slot_attention import SlotAttention
 from slotzoo.train.optimizer import OptimizerConfig, make_optimizer
-from slotzoo.weights.convert.convssm_convs5 import from_seed, to_seed
 from slotzoo.weights.convert.object_discovery import convert_checkpoint
 from slotzoo.weights.convert.object_discovery_slate import (
     DVAE,
@@ -23,6 +22,7 @@ from slotzoo.weights.convert.object_discovery_slate import (
     parameters,
     rules,
 )
+from slotzoo.weights.convert.rules import from_seed, to_seed
 from slotzoo.weights.convert.torch_rules import SLATE_SLOT_ENCODER
 from tests.parity.harness import Case, checks
 from tests.tolerance import assert_close

@@ -10,9 +10,9 @@ import optax
 
 from slotzoo.models.slot_attention import SlotAttentionAutoencoder, SlotDraws
 from slotzoo.nn.slot_attention import SlotAttention
-from slotzoo.weights.convert.convssm_convs5 import from_seed, to_seed
 from slotzoo.weights.convert.object_discovery import convert_checkpoint
 from slotzoo.weights.convert.object_discovery_slots import config, parameters, rules
+from slotzoo.weights.convert.rules import from_seed, to_seed
 from slotzoo.weights.convert.torch_rules import SLOT_ATTENTION
 from slotzoo.weights.leaves import named_leaves
 from tests.parity.harness import Case, checks
