@@ -10,7 +10,7 @@ from slotzoo.models.convs5 import (
 from slotzoo.models.gnm import GNM as GNM
 from slotzoo.models.gnm_config import GNMConfig as GNMConfig
 from slotzoo.models.kl_vae import KLVAE as KLVAE, KLVAEConfig as KLVAEConfig
-from slotzoo.models.objects import ObjectsOutput as ObjectsOutput
+from slotzoo.models.objects import ObjectsOutput as ObjectsOutput, TrackOutput as TrackOutput
 from slotzoo.models.registry import (
     ModelCard as ModelCard,
     create_model as create_model,

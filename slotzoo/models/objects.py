@@ -1,4 +1,4 @@
-"""What the models of objects in images share."""
+"""What the models of objects in images and in videos share."""
 
 from typing import Any, NamedTuple
 
@@ -14,3 +14,17 @@ class ObjectsOutput(NamedTuple):
     pictures: Float[Array, "slot height width channel"]  # what each slot paints, before its mask
     slots: Float[Array, "slot dim"]
     extra: dict[str, Any]  # arrays of this model only, by name
+
+
+class TrackOutput(NamedTuple):
+    """A video taken apart into slots that follow its objects; predictions are in the value ranges of their targets.
+
+    `step` gives the same for a single frame, without the leading `time` axis of every field but `state`.
+    """
+
+    slots: Float[Array, "*time slot dim"]  # after the frame was seen
+    masks: Float[Array, "*time slot height width"]  # each pixel's share of each slot: sums to 1
+    predictions: dict[str, Float[Array, "*time height width channel"]]  # by target: flow, rgb, depth
+    # How the last step of the slots shared each token of the encoder among them: sums to 1 over slots.
+    attention: Float[Array, "*time slot token"] | None
+    state: Any  # to carry on with: of the model's own kind
