@@ -1,6 +1,7 @@
 """Every test runs on four forced CPU devices, with strict dtype promotion and no silent rank promotion."""
 
 import os
+from pathlib import Path
 
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -30,6 +31,18 @@ hypothesis.settings.load_profile("slotzoo")
 def pytest_collection_modifyitems(items):
     """Run what is marked slow last."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+# Linux allows a process 65,530 memory mappings (vm.max_map_count). Every program that XLA compiles for the CPU takes
+# about ten, and it dies of a segmentation fault when none is left, which ends a test process in mid-suite.
+_MAPPINGS = Path("/proc/self/maps")
+_MOST_MAPPINGS = 20_000
+
+
+def pytest_runtest_teardown():
+    """Give compiled programs back before there are too many of them."""
+    if _MAPPINGS.exists() and _MAPPINGS.read_bytes().count(b"\n") > _MOST_MAPPINGS:
+        jax.clear_caches()
 
 
 @pytest.fixture
