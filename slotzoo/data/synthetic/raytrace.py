@@ -1,4 +1,4 @@
-"""A ray tracer in numpy for spheres, cubes and cylinders on a floor: colour, label map and what is hit where.
+"""A ray tracer in numpy for spheres, cubes, cylinders and cones on a floor: colour, label map and what is hit where.
 
 All samples of a picture at once, as planes (sample, height, width) of float32; an object is tested only inside
 the rectangle that its bounding sphere covers. Nothing but additions, products, quotients, square roots and
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 
-CUBE, SPHERE, CYLINDER = range(3)  # in the order of TFDS's `clevr`
+CUBE, SPHERE, CYLINDER, CONE = range(4)  # the first three in the order of TFDS's `clevr`
 _FAR = np.float32(1e9)
 _NEAR = np.float32(1e-3)
 _HALF_EDGE = 0.70710678  # CLEVR divides a cube's size by the root of two, so that its diagonal is the size
@@ -25,7 +25,7 @@ Planes = tuple[np.ndarray, np.ndarray, np.ndarray]
 class Solids(NamedTuple):
     """Objects of a scene. `cos`, `sin` (n,) of the turn about z; an object's centre is `radius` above 0."""
 
-    shape: np.ndarray  # (n,) CYLINDER, CUBE or SPHERE
+    shape: np.ndarray  # (n,) CUBE, SPHERE, CYLINDER or CONE
     x: np.ndarray
     y: np.ndarray
     z: np.ndarray
@@ -156,9 +156,41 @@ def _cylinder(o: Planes, d: Planes, radius: np.float32) -> tuple[np.ndarray, Pla
     return t, (nx, ny, np.where(flat, np.where(d[2] < 0, np.float32(1), np.float32(-1)), zero))
 
 
+def _cone(o: Planes, d: Planes, radius: np.float32) -> tuple[np.ndarray, Planes]:
+    """As high as two radii, its tip `radius` above the centre: x^2 + y^2 = ((radius - z) / 2)^2."""
+    tip = radius - o[2]
+    quarter = np.float32(0.25)
+    a = d[0] * d[0] + d[1] * d[1] - quarter * d[2] * d[2]
+    b = o[0] * d[0] + o[1] * d[1] + quarter * tip * d[2]
+    c = o[0] * o[0] + o[1] * o[1] - quarter * tip * tip
+    inside = b * b - a * c
+    root = np.sqrt(np.maximum(inside, 0))
+    # A ray along the wall divides by a tiny number of the same sign instead of zero.
+    safe = np.where(np.abs(a) < 1e-9, np.float32(1e-9), a)
+    wall = np.full(a.shape, _FAR, np.float32)
+    for t in ((-b - root) / safe, (-b + root) / safe):
+        z = o[2] + t * d[2]
+        wall = np.where((inside > 0) & (t > _NEAR) & (np.abs(z) < radius) & (t < wall), t, wall)
+    down = np.where(np.abs(d[2]) < 1e-9, np.float32(1e-9), d[2])
+    base = (-radius - o[2]) / down
+    x, y = o[0] + base * d[0], o[1] + base * d[1]
+    base = np.where((x * x + y * y < radius * radius) & (base > _NEAR), base, _FAR)
+    t = np.minimum(wall, base)
+    flat = base < wall
+    x, y, z = (o[i] + t * d[i] for i in range(3))
+    # Of the wall's gradient (x, y, (radius - z) / 4), made a unit vector.
+    up = quarter * (radius - z)
+    length = 1 / np.sqrt(np.maximum(x * x + y * y + up * up, np.float32(1e-12)))
+    zero = np.float32(0)
+    nx, ny = (np.where(flat, zero, v * length) for v in (x, y))
+    return t, (nx, ny, np.where(flat, np.float32(-1), up * length))
+
+
 def bound(solids: Solids, k: int) -> float:
     """Radius of a sphere around the centre that holds the object."""
-    factor = {SPHERE: 1.0, CUBE: 1.7320509 * _HALF_EDGE, CYLINDER: 1.4142136}[int(solids.shape[k])]
+    factor = {SPHERE: 1.0, CUBE: 1.7320509 * _HALF_EDGE, CYLINDER: 1.4142136, CONE: 1.4142136}[
+        int(solids.shape[k])
+    ]
     return factor * float(solids.radius[k])
 
 
@@ -179,6 +211,8 @@ def intersect(solids: Solids, k: int, origin: Planes, ray: Planes) -> tuple[np.n
     turned_d = (cos * ray[0] + sin * ray[1], cos * ray[1] - sin * ray[0], ray[2])
     if solids.shape[k] == CUBE:
         t, (x, y, z) = _cube(turned_o, turned_d, np.float32(radius * _HALF_EDGE))
+    elif solids.shape[k] == CONE:
+        t, (x, y, z) = _cone(turned_o, turned_d, np.float32(radius))
     else:
         t, (x, y, z) = _cylinder(turned_o, turned_d, np.float32(radius))
     return t, (cos * x - sin * y, sin * x + cos * y, z)
