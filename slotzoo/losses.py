@@ -1,5 +1,7 @@
 """Loss functions: pure, in float32, means over everything unless said otherwise."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -88,6 +90,23 @@ def pixel_loss(
     difference = prediction.astype(jnp.float32) - target.astype(jnp.float32)
     each = squared * jnp.square(difference) + (1 - squared) * jnp.abs(difference)
     return each.sum((-2, -1)).mean(-1)
+
+
+# Objects in videos (SAVi, 2022).
+
+
+def reconstruction_loss(
+    prediction: Float[Array, "*time height width channel"],
+    target: Float[Array, "*time height width channel"],
+    *,
+    reduction: Literal["sum", "mean"] = "sum",
+) -> Float[Array, ""]:
+    """`sum (p - t)^2` of one clip; with `mean` its mean over times and places, still summed over channels.
+
+    The sum is what SAVi and STATM train with: their gradients are long, and always clipped.
+    """
+    squares = jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32))
+    return jnp.sum(squares) if reduction == "sum" else jnp.mean(jnp.sum(squares, axis=-1))
 
 
 # Set prediction (Slot Attention, 2020; DETR, 2020).

@@ -75,13 +75,16 @@ def contingency(
     return jnp.einsum("nt,np->tp", rows, columns, precision="highest")
 
 
-def adjusted_rand_index(table: Float[Array, "true predicted"], *, count_scale: int = 1) -> Float[Array, ""]:
+def adjusted_rand_index(
+    table: Float[Array, "true predicted"], *, count_scale: int = 1, empty: float = float("nan")
+) -> Float[Array, ""]:
     """`2 (tp tn - fn fp) / ((tp + fn)(fn + tn) + (tp + fp)(fp + tn))` over pairs of points.
 
     tp: pairs together in both partitions, fp: only in the predicted one, fn: only in the true one, tn: in
     neither. Rows `table[1:]` give FG-ARI. 1 where both are one cluster (and wherever the partitions are equal),
-    NaN without points. `count_scale=255` gives what the published evaluations report, whose masks are 0 or 255:
-    every point counts 255 times, so that few points agree with themselves. Source: Hubert and Arabie, 1985.
+    `empty` without points (1 in SAVi's evaluation). `count_scale=255` gives what the published evaluations of images
+    report, whose masks are 0 or 255: every point counts 255 times, so that few points agree with themselves.
+    Source: Hubert and Arabie, 1985.
     """
     counts = table * count_scale
     points = jnp.sum(counts)
@@ -93,7 +96,7 @@ def adjusted_rand_index(table: Float[Array, "true predicted"], *, count_scale: i
     tn = (pairs - rows - columns + both) / pairs
     index = 2 * (tp * tn - fn * fp) / ((tp + fn) * (fn + tn) + (tp + fp) * (fp + tn))
     same = (fn <= 0) & (fp <= 0)
-    return jnp.where(points > 0, jnp.where(same, 1.0, index), jnp.nan)
+    return jnp.where(points > 0, jnp.where(same, 1.0, index), empty)
 
 
 def intersection_over_union(table: Float[Array, "true predicted"]) -> Float[Array, "true predicted"]:
@@ -110,14 +113,25 @@ def dice_coefficients(table: Float[Array, "true predicted"]) -> Float[Array, "tr
     return 2 * table / jnp.maximum(jnp.sum(table, 1)[:, None] + jnp.sum(table, 0)[None, :], 1.0)
 
 
-def matched(score: Float[Array, "true predicted"]) -> Float[Array, " true"]:
-    """The score of each true segment with the predicted one assigned to it (0 without one): one-to-one, best sum.
+def assignment(score: Float[Array, "true predicted"]) -> Int[Array, " true"]:
+    """The predicted segment for each true one (-1 without one): one-to-one, best sum of scores.
 
     Source: Kuhn, The Hungarian method, 1955.
     """
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         rows, columns = optax.assignment.hungarian_algorithm(-score)
-    return jnp.zeros(len(score)).at[rows].set(score[rows, columns])
+    return jnp.full(len(score), -1, jnp.int32).at[rows].set(columns.astype(jnp.int32))
+
+
+def score_of(score: Float[Array, "true predicted"], partner: Int[Array, " true"]) -> Float[Array, " true"]:
+    """The score of each true segment with its partner, 0 where that is -1."""
+    found = jnp.take_along_axis(score, jnp.maximum(partner, 0)[:, None], axis=1)[:, 0]
+    return jnp.where(partner >= 0, found, 0.0)
+
+
+def matched(score: Float[Array, "true predicted"]) -> Float[Array, " true"]:
+    """The score of each true segment with the predicted one assigned to it (0 without one), see `assignment`."""
+    return score_of(score, assignment(score))
 
 
 def segmentation_covering(

@@ -6,7 +6,8 @@
         case.compare(layer(case.inputs["us"]), "ys", rtol=1e-5)
 
 The folder of a checker is that of its module, so seeds do not see each other's patterns. A case is an `.npz`
-file or, inside `native_ckpt`, a folder with an `expected.npz`. A case that no checker matches fails.
+file or, inside `native_ckpt` or named `native_ckpt_*`, a folder with an `expected.npz`. A case that no checker
+matches fails.
 """
 
 import dataclasses
@@ -115,13 +116,14 @@ def checks(*patterns: str) -> Callable[[Checker], Checker]:
 
 
 def cases(folder: str) -> list[str]:
-    """The relative paths of all cases under `<root>/<folder>`: files, and the folders of `native_ckpt`."""
+    """The relative paths of all cases under `<root>/<folder>`: files, folders `native_ckpt/*` and `native_ckpt_*`."""
     top = fixture_root() / folder
     found = set()
     for path in top.rglob("*"):
         parts = path.relative_to(top).parts
         if path.is_file() and not any(fnmatch.fnmatch(path.name, skip) for skip in _NOT_CASES):
-            found.add("/".join(parts[:2]) if parts[0] == "native_ckpt" else "/".join(parts))
+            depth = 1 if parts[0].startswith("native_ckpt_") else 2 if parts[0] == "native_ckpt" else len(parts)
+            found.add("/".join(parts[:depth]))
     return sorted(found)
 
 

@@ -1,0 +1,1 @@
+"""Checkers of the recorded cases of SAVi, SAVi++ and STATM."""
