@@ -1,0 +1,161 @@
+"""The selective scan of Mamba-1: the public functions and the choice of implementation."""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Inexact
+
+from slotzoo.errors import ConfigError, ShapeError
+from slotzoo.ops.selective_scan import chunked, reference
+
+
+Implementation = Literal["auto", "reference", "chunked"]
+
+
+class Scanned(NamedTuple):
+    """What comes out of a scan, and the state to go on with."""
+
+    y: Float[Array, "time channel"]
+    state: Inexact[Array, "channel state"]
+
+
+class Stepped(NamedTuple):
+    """What comes out of one step, and the state to go on with."""
+
+    y: Float[Array, "channel"]
+    state: Inexact[Array, "channel state"]
+
+
+def selective_scan(
+    u: Float[Array, "time channel"],
+    delta: Float[Array, "time channel"],
+    A: Inexact[Array, "channel state"],
+    B: Inexact[Array, "..."],
+    C: Inexact[Array, "..."],
+    *,
+    D: Float[Array, "channel"] | None = None,
+    z: Float[Array, "time channel"] | None = None,
+    delta_bias: Float[Array, "channel"] | None = None,
+    delta_softplus: bool = False,
+    initial_state: Inexact[Array, "channel state"] | None = None,
+    implementation: Implementation = "auto",
+) -> Scanned:
+    """h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t and y_t = (C_t h_t + D u_t) silu(z_t), for all t.
+
+    **Arguments**
+    - `u`: what enters, and `delta`: how long each step is, for each channel; `delta_bias` is added to it first,
+      then `delta_softplus` keeps it positive.
+    - `A`: the rates, with a negative real part. Complex rates stand for conjugate pairs: the state is complex and
+      y takes twice the real part of C h.
+    - `B`, `C`: `(time, state)`, or `(time, group, state)` where each group serves channel / group neighbouring
+      channels. An axis of time of length 1 says that it is constant: constant `B` of each channel is
+      `(1, channel, state)`. Complex or real with complex `A`, real with real `A`.
+    - `D`: what skips the state; `z`: the gate. None leaves them out.
+    - `initial_state`: the state before the first step; zero if None.
+    - `implementation`: `"reference"` is one `jax.lax.scan`, `"chunked"` the same chunk by chunk, so that the
+      gradient needs the state at the start of each chunk only. `"auto"` takes the fastest for the platform.
+
+    **Returns** `(y, state)`: y in the dtype of `u`, and the last state. The state is float32 at least (complex64
+    with complex `A`), whatever the inputs.
+
+    Differentiable in reverse mode in all array arguments.
+
+    Source: Gu and Dao, Mamba: Linear-Time Sequence Modeling with Selective State Spaces, 2023, algorithm 2.
+    **Raises** `ShapeError` if shapes do not fit together.
+    """
+    time, channel = u.shape
+    dtype = _state_dtype(u, A)
+    b, c = (_laid_out(name, m, time, A, dtype) for name, m in (("B", B), ("C", C)))
+    h0 = jnp.zeros(A.T.shape, dtype) if initial_state is None else initial_state.T.astype(dtype)
+    length = step_length(delta, delta_bias, delta_softplus, dtype)
+    if time == 0:
+        return Scanned(u, h0.T)
+    y, h = _run(implementation, u, length, A.T.astype(dtype), b, c, h0)
+    return Scanned(_gated(y, u, D, z), h.T)
+
+
+def selective_step(
+    u: Float[Array, "channel"],
+    delta: Float[Array, "channel"],
+    A: Inexact[Array, "channel state"],
+    B: Inexact[Array, "..."],
+    C: Inexact[Array, "..."],
+    state: Inexact[Array, "channel state"],
+    *,
+    D: Float[Array, "channel"] | None = None,
+    z: Float[Array, "channel"] | None = None,
+    delta_bias: Float[Array, "channel"] | None = None,
+    delta_softplus: bool = False,
+) -> Stepped:
+    """One step of `selective_scan`: arguments as there without the axis of time, and the state that enters.
+
+    `B` and `C` are `(state,)`, or `(group, state)`. The state may have been kept in a narrower dtype; it comes back
+    in float32 at least.
+    """
+    dtype = _state_dtype(u, A)
+    b, c = (_laid_out(name, m[None], 1, A, dtype)[0] for name, m in (("B", B), ("C", C)))
+    length = step_length(delta, delta_bias, delta_softplus, dtype)
+    y, h = reference.step(u, length, A.T.astype(dtype), b, c, state.T.astype(dtype))
+    return Stepped(_gated(y, u, D, z), h.T)
+
+
+def step_length(
+    delta: Float[Array, "*axes"],
+    bias: Float[Array, "..."] | None,
+    softplus: bool,
+    dtype: Any,
+) -> Float[Array, "*axes"]:
+    """`softplus(delta + bias)` in the real counterpart of `dtype`; the bias has the last axes of `delta`."""
+    real = jnp.finfo(dtype).dtype
+    delta = delta.astype(real)
+    if bias is not None:
+        delta = delta + bias.astype(real).reshape((1,) * (delta.ndim - bias.ndim) + bias.shape)
+    return jax.nn.softplus(delta) if softplus else delta
+
+
+def _state_dtype(u: Array, A: Array) -> Any:
+    """float32 (decays near 1 are lost in bfloat16), float64 for float64; complex of that size for complex A."""
+    double = u.dtype == jnp.float64
+    if jnp.iscomplexobj(A):
+        return jnp.dtype(jnp.complex128 if double else jnp.complex64)
+    return jnp.dtype(jnp.float64 if double else jnp.float32)
+
+
+def _laid_out(name: str, m: Array, time: int, A: Array, dtype: Any) -> Array:
+    """`B` or `C` as (time or 1, state, group)."""
+    channel, state = A.shape
+    if m.ndim == 2:
+        m = m[:, None]
+    fits = m.ndim == 3 and m.shape[0] in (1, time) and m.shape[2] == state
+    if not fits or m.shape[1] < 1 or channel % m.shape[1]:
+        raise ShapeError(
+            f"{name} has shape {m.shape}; for {time} steps of {channel} channels with {state} states each it is "
+            f"({time}, {state}), or ({time}, group, {state}) where group divides {channel}; time may be 1 if it "
+            "is constant."
+        )
+    if jnp.iscomplexobj(m) and not jnp.issubdtype(dtype, jnp.complexfloating):
+        raise ShapeError(f"{name} is complex but A is real: both are complex, or both real.")
+    return jnp.swapaxes(m, 1, 2).astype(dtype)
+
+
+def _gated(y: Array, u: Array, D: Array | None, z: Array | None) -> Array:
+    """(y + D u) silu(z) in float32 at least, returned in the dtype of `u`."""
+    real = jnp.promote_types(u.dtype, jnp.float32)
+    y = y.astype(real)
+    if D is not None:
+        skip = D.astype(real)
+        y = y + (skip if u.ndim == 1 else skip[None]) * u.astype(real)
+    if z is not None:
+        y = y * jax.nn.silu(z.astype(real))
+    return y.astype(u.dtype)
+
+
+def _run(implementation: Implementation, *args: Array) -> tuple[Array, Array]:
+    match implementation:
+        case "reference":
+            return reference.forward(*args)
+        case "auto" | "chunked":
+            return chunked.forward(*args)
+        case unknown:
+            raise ConfigError(f"selective_scan(implementation={unknown!r}) is unknown.")

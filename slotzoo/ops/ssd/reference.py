@@ -1,0 +1,43 @@
+"""The plainest form: one `jax.lax.scan` over time, derivatives by JAX."""
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+
+def forward(
+    x: Float[Array, "time head dim"],
+    dt: Float[Array, "time head"],
+    a: Float[Array, "head"],
+    b: Float[Array, "time group state"],
+    c: Float[Array, "time group state"],
+    h0: Float[Array, "head dim state"],
+) -> tuple[Float[Array, "time head dim"], Float[Array, "head dim state"]]:
+    """y_t = C_t h_t and the last h, with h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T.
+
+    The state and y are in the dtype of `h0`.
+    """
+
+    def one(h, inputs):
+        x_t, dt_t, b_t, c_t = inputs
+        y, h = step(x_t, dt_t, a, b_t, c_t, h)
+        return h, y
+
+    h, y = lax.scan(one, h0, (x, dt, b, c))
+    return y, h
+
+
+def step(
+    x: Float[Array, "head dim"],
+    dt: Float[Array, "head"],
+    a: Float[Array, "head"],
+    b: Float[Array, "group state"],
+    c: Float[Array, "group state"],
+    h: Float[Array, "head dim state"],
+) -> tuple[Float[Array, "head dim"], Float[Array, "head dim state"]]:
+    """One step of the recurrence: (y, h), both in the dtype of `h`."""
+    heads = x.shape[0]
+    b, c = (jnp.repeat(m.astype(h.dtype), heads // m.shape[0], axis=0)[:, None] for m in (b, c))
+    entered = (dt[:, None] * x.astype(h.dtype))[..., None] * b
+    h = jnp.exp(dt * a)[:, None, None] * h + entered
+    return (h * c).sum(axis=-1), h
