@@ -1,0 +1,1 @@
+"""Checkers of the recorded cases of SlotSSM and its Mamba mixers."""
