@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 
-Activation = Literal["relu", "gelu", "swish", "elu"]
+Activation = Literal["relu", "gelu", "gelu_exact", "swish", "elu"]
 
 
 def _elu(x: Array) -> Array:
@@ -27,9 +27,14 @@ def _elu(x: Array) -> Array:
 
 
 def _gelu(x: Array) -> Array:
-    """The tanh approximation, as in every seed: `(1 + tanh u) / 2 = 1 / (1 + exp(-2 u))`."""
+    """The tanh approximation, as in most seeds: `(1 + tanh u) / 2 = 1 / (1 + exp(-2 u))`."""
     u = 0.7978845608028654 * (x + 0.044715 * x**3)
     return x / (1 + jnp.exp(-2 * u))
+
+
+def _gelu_exact(x: Array) -> Array:
+    """By the error function, as in PyTorch: `x (1 + erf(x / sqrt 2)) / 2`."""
+    return x * (1 + jax.lax.erf(x * 0.7071067811865476)) / 2
 
 
 def _swish(x: Array) -> Array:
@@ -47,6 +52,7 @@ def _with_derivative(
 _FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "gelu": _with_derivative(_gelu, lambda x: jax.nn.gelu(x, approximate=True)),
+    "gelu_exact": _with_derivative(_gelu_exact, lambda x: jax.nn.gelu(x, approximate=False)),
     "swish": _with_derivative(_swish, jax.nn.swish),
     "elu": _with_derivative(_elu, jax.nn.elu),
 }

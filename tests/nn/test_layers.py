@@ -1,5 +1,7 @@
 """Single layers: against plain formulas, in bfloat16, under vmap, and what they refuse."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,13 @@ from slotzoo.nn.resnet import ResNetDecoder, ResNetEncoder
 from tests.tolerance import assert_close
 
 
-LIKE = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "swish": jax.nn.swish, "elu": jax.nn.elu}
+LIKE = {
+    "relu": jax.nn.relu,
+    "gelu": jax.nn.gelu,
+    "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
+    "swish": jax.nn.swish,
+    "elu": jax.nn.elu,
+}
 
 
 @pytest.mark.parametrize("name", LIKE)
