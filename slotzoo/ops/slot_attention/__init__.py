@@ -33,6 +33,7 @@ def slot_attention(
     value: Float[Array, "token vdim"],
     *,
     epsilon: float = ...,
+    sum_epsilon: float = ...,
     scale: float | None = ...,
     heads: int = ...,
     return_attention: Literal[False] = ...,
@@ -48,6 +49,7 @@ def slot_attention(
     value: Float[Array, "token vdim"],
     *,
     epsilon: float = ...,
+    sum_epsilon: float = ...,
     scale: float | None = ...,
     heads: int = ...,
     return_attention: Literal[True],
@@ -62,6 +64,7 @@ def slot_attention(
     value: Float[Array, "token vdim"],
     *,
     epsilon: float = 1e-8,
+    sum_epsilon: float = 0.0,
     scale: float | None = None,
     heads: int = 1,
     return_attention: bool = False,
@@ -75,6 +78,8 @@ def slot_attention(
 
     **Arguments**
     - `epsilon`: added to each weight, so that a slot that wins nothing takes the plain mean.
+    - `sum_epsilon`: added to the sum of a slot's weights, so that a slot that wins nothing gets nothing (the inverted
+      attention of SlotSSM, which has no `epsilon`).
     - `scale`: of the logits; `(dim / heads) ** -0.5` if None.
     - `heads`: `dim` and `vdim` are split into that many heads; the softmax runs over heads and slots jointly, each
       head of a slot takes its own mean of its part of the values (SLATE, appendix; SAVi).
@@ -107,11 +112,19 @@ def slot_attention(
     if implementation == "pallas":
         _require_kernel(rows, key, value, interpret)
     total, weight = _compete(options, rows, key, value)
-    updates = _join_heads(total / weight[:, None], heads).astype(value.dtype)
+    updates = _join_heads(total / (weight + sum_epsilon)[:, None], heads).astype(value.dtype)
     if not return_attention:
         return updates
-    shares = xla.attention(rows, key, scale=factor).reshape(heads, slots, tokens).sum(0)
-    return Competition(updates, shares.T)
+    return Competition(updates, slot_shares(query, key, scale=scale, heads=heads).T)
+
+
+def slot_shares(
+    query: Float[Array, "slot dim"], key: Float[Array, "token dim"], *, scale: float | None = None, heads: int = 1
+) -> Float[Array, "slot token"]:
+    """How each token is shared among the slots: the attention of `slot_attention`, by itself, in float32."""
+    factor = (query.shape[-1] // heads) ** -0.5 if scale is None else scale
+    shares = xla.attention(_per_head(query, heads), key, scale=factor)
+    return shares.reshape(heads, len(query), len(key)).sum(0)
 
 
 def _per_head(query: Array, heads: int) -> Array:
