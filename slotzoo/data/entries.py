@@ -9,8 +9,8 @@ from slotzoo.errors import ConfigError
 
 # What the options of data sets are, where a configuration can hold anything.
 _FLAGS = ("antialias", "attributes", "depth", "grouped", "masks", "seed_counting", "seed_splits")
-_NUMBERS = ("clips", "length", "max_objects", "min_objects", "seed", "size")
-_WORDS = ("crop", "variant")
+_NUMBERS = ("balls", "clips", "length", "max_objects", "min_objects", "periods", "seed", "size")
+_WORDS = ("crop", "rule", "variant")
 _OPTIONAL = ("max_objects", "size")
 
 

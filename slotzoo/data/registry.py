@@ -11,6 +11,7 @@ from slotzoo.data.cache import cached
 from slotzoo.data.entries import Entry, check_option
 from slotzoo.data.image_sets import IMAGE_SETS
 from slotzoo.data.preparation import Progress
+from slotzoo.data.reasoning_sets import REASONING_SETS
 from slotzoo.data.sources.array_record import MANIFEST, ArrayRecordSource
 from slotzoo.data.sources.folders import checked_root
 from slotzoo.data.spec import Source
@@ -24,6 +25,7 @@ Split = Literal["train", "val", "test"]
 _ENTRIES: dict[str, Entry] = {
     **VIDEO_SETS,
     **IMAGE_SETS,
+    **REASONING_SETS,
 }
 
 
