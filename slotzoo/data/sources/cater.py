@@ -109,6 +109,7 @@ class CaterSource:
     def _frames(self, path: pathlib.Path, numbers: list[int], where: str) -> np.ndarray:
         """The frames with these numbers, ascending, resized; the others are decoded and dropped."""
         import av
+        from av.error import FFmpegError
 
         out: list[np.ndarray] = []
         try:
@@ -122,7 +123,7 @@ class CaterSource:
                         out.append(np.clip(np.rint(small), 0, 255).astype(np.uint8))
                         if len(out) == len(numbers):
                             return np.stack(out)
-        except (av.FFmpegError, ValueError, IndexError, EOFError) as error:
+        except (FFmpegError, ValueError, IndexError, EOFError) as error:
             raise DataError(
                 f"{where}: cannot be decoded ({short(error)}); fetch the file again or use on_error=skip."
             ) from error
