@@ -35,17 +35,16 @@ def _taps(old: int, new: int, antialias: bool) -> tuple[tuple[np.ndarray, np.nda
 
 def resize_bilinear(
     image: np.ndarray, size: tuple[int, int], *, antialias: bool = False
-) -> Float32[np.ndarray, "height width channel"]:
-    """`image` (height, width, channel), any number type, at another size; float32 on the scale of the input."""
+) -> Float32[np.ndarray, "*time height width channel"]:
+    """`image` (..., height, width, channel), any number type, at another size; float32 on the scale of the input."""
     # Sums, not products of matrices: BLAS would start threads that wait for each other on a busy machine.
-    rows = _taps(image.shape[0], size[0], antialias)
-    columns = _taps(image.shape[1], size[1], antialias)
-    by_rows = np.zeros((size[0], *image.shape[1:]), np.float32)
-    for index, weight in rows:
-        by_rows += image[index] * weight[:, None, None]
-    out = np.zeros((*size, image.shape[2]), np.float32)
-    for index, weight in columns:
-        out += by_rows[:, index] * weight[None, :, None]
+    *time, height, width, channels = image.shape
+    by_rows = np.zeros((*time, size[0], width, channels), np.float32)
+    for index, weight in _taps(height, size[0], antialias):
+        by_rows += image[..., index, :, :] * weight[:, None, None]
+    out = np.zeros((*time, *size, channels), np.float32)
+    for index, weight in _taps(width, size[1], antialias):
+        out += by_rows[..., index, :] * weight[:, None]
     return out
 
 
