@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 import grain
 import numpy as np
 
-from slotzoo.data.spec import Record, Source, WindowSource, frames_of, slice_time
+from slotzoo.data.spec import AugmentedSource, Record, Source, WindowSource, frames_of, slice_time
 from slotzoo.errors import ConfigError, DataError
 
 
@@ -41,9 +41,10 @@ class _Batches:
         on_error: str,
         max_skips: int,
         transforms: Sequence[Transform],
+        stride: int,
     ):
         self.source, self.records, self.batch_size = source, records, batch_size
-        self.seed, self.train, self.length = seed, train, length
+        self.seed, self.train, self.length, self.stride = seed, train, length, stride
         self.process_index, self.process_count = process_index, process_count
         self.on_error, self.max_skips, self.transforms = on_error, max_skips, tuple(transforms)
         self.order = grain.MapDataset.range(records)
@@ -51,6 +52,7 @@ class _Batches:
             self.order = self.order.seed(seed).shuffle().repeat()  # another order in every epoch
         # A source that can read a part of a clip is asked for no more.
         self._windows = cast(WindowSource, source) if hasattr(source, "window") else None
+        self._augmented = cast(AugmentedSource, source) if train and hasattr(source, "augmented") else None
         self._filler: Record | None = None
 
     @property
@@ -104,6 +106,10 @@ class _Batches:
 
     def _window(self, index: int, rng: np.random.Generator) -> Record:
         source, length = self.source, self.length
+        if self._augmented is not None:
+            frames = self._augmented.frames(index)
+            start = self._start(index, frames, length or frames, rng)
+            return self._augmented.augmented(index, start, length or frames, rng)
         if length is None:
             return source[index]
         if self._windows is not None:
@@ -119,7 +125,7 @@ class _Batches:
                 f"Clip {index} of {self.source.name!r} has {frames} frames, fewer than the {length} asked for; ask "
                 "for shorter clips or use on_error=skip."
             )
-        return int(rng.integers(frames - length + 1)) if self.train else 0
+        return self.stride * int(rng.integers((frames - length) // self.stride + 1)) if self.train else 0
 
     def _fill(self) -> Record:
         """What stands in rows that are not valid: the first clip that can be read, so that shapes stay
@@ -221,7 +227,7 @@ class BatchDataset(grain.IterDataset):
         """What the order of batches depends on, but for the content of the records."""
         b = self._batches
         identity = {"records": b.records, "global_batch": b.global_batch, "length": b.length}
-        return {**identity, "seed": b.seed, "train": b.train}
+        return {**identity, "stride": b.stride, "seed": b.seed, "train": b.train}
 
     def elements(self, start: int) -> grain.DatasetIterator:
         dataset = grain.MapDataset.source(self._batches)[start:]
@@ -263,13 +269,15 @@ def make_pipeline(
     on_error: Literal["raise", "skip"] = "raise",
     max_skips: int = 100,
     length: int | None = None,
+    stride: int = 1,
     limit: int | None = None,
     transforms: Sequence[Transform] = (),
 ) -> BatchDataset:
     """Batches of `batch_size` records per process, as dicts of numpy arrays with a leading batch axis.
 
     Training: without end, every epoch in another order, one shuffle over the whole set; with `length`, a random
-    window of so many frames of each clip, another one in every epoch. Consecutive batches of one process are
+    window of so many frames of each clip, another one in every epoch, that begins at a multiple of `stride`.
+    Consecutive batches of one process are
     slices of consecutive global batches (`batch_size * process_count` records), process by process, so that the
     global batch does not depend on the number of processes.
 
@@ -289,6 +297,7 @@ def make_pipeline(
         ("num_workers", num_workers, 0),
         ("prefetch", prefetch, 0),
         ("length", 1 if length is None else length, 1),
+        ("stride", stride, 1),
         ("limit", 1 if limit is None else limit, 1),
     ):
         if value < low:
@@ -310,5 +319,6 @@ def make_pipeline(
         on_error=on_error,
         max_skips=max_skips,
         transforms=transforms,
+        stride=stride,
     )
     return BatchDataset(batches, num_threads, num_workers, prefetch)

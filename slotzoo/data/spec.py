@@ -66,6 +66,21 @@ class WindowSource(Source, Protocol):
     def window(self, index: int, start: int, length: int) -> Record: ...
 
 
+@runtime_checkable
+class AugmentedSource(WindowSource, Protocol):
+    """A source that makes a window in training another way each time; evaluation takes `window`."""
+
+    def augmented(self, index: int, start: int, length: int, rng: np.random.Generator) -> Record: ...
+
+
+@runtime_checkable
+class View(Source, Protocol):
+    """A source that makes its records of another one's, as options say; those others are what is prepared."""
+
+    @property
+    def records(self) -> Source: ...
+
+
 def frames_of(record: Record, spec: Mapping[str, FieldSpec]) -> int:
     """Length of the time axis; 1 for a record without one."""
     return next((len(record[name]) for name, field in spec.items() if field.time), 1)
