@@ -8,9 +8,20 @@ from slotzoo.errors import ConfigError
 
 
 # What the options of data sets are, where a configuration can hold anything.
-_FLAGS = ("antialias", "attributes", "depth", "grouped", "masks", "seed_counting", "seed_splits")
+_FLAGS = (
+    "antialias",
+    "attributes",
+    "depth",
+    "flip",
+    "flow",
+    "grouped",
+    "masks",
+    "random_crop",
+    "seed_counting",
+    "seed_splits",
+)
 _NUMBERS = ("balls", "clips", "length", "max_objects", "min_objects", "periods", "seed", "size")
-_WORDS = ("crop", "rule", "variant")
+_WORDS = ("crop", "depth_scale", "rule", "variant")
 _OPTIONAL = ("max_objects", "size")
 
 
@@ -33,7 +44,8 @@ class Entry:
     """How a name is opened: `reader(root, split, **reader_options)` or `double(split, **options)`.
 
     Of the options that a user gives, each of the two takes those it knows; `cache` among the reader's stands
-    for the folder where indices are kept.
+    for the folder where indices are kept. A `view` makes of either, and of prepared records, what the data set gives:
+    `view(source, **view_options)`.
     """
 
     reader: Callable[..., Source]
@@ -42,3 +54,5 @@ class Entry:
     title: str
     reader_options: tuple[str, ...] = ()
     splits: tuple[str, ...] = ("train", "test")
+    view: Callable[..., Source] | None = None
+    view_options: tuple[str, ...] = ()

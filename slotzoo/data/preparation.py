@@ -25,7 +25,7 @@ from slotzoo.data.sources.array_record import (
     read_manifest,
     spec_to_json,
 )
-from slotzoo.data.spec import Source, check_record, frames_of, slice_time
+from slotzoo.data.spec import Source, View, check_record, frames_of, slice_time
 from slotzoo.errors import ConfigError, DataError
 
 
@@ -197,17 +197,21 @@ def prepare(
     on_error: Literal["raise", "skip"] = "raise",
     max_skips: int = 100,
     shard_bytes: int = _SHARD_BYTES,
-    chunk: int = _CHUNK,
+    chunk: int | None = None,
     progress: Progress | None = None,
 ) -> ArrayRecordSource:
     """Write every record of `source` to `folder` and return the folder opened as a source.
 
-    `workers` threads read ahead. Clips are cut into ArrayRecord records of `chunk` frames. Every shard is read
+    Of a view (`slotzoo.data.spec.View`) the records behind it are written, for whatever options they are opened with
+    later. `workers` threads read ahead. Clips are cut into ArrayRecord records of `chunk` frames (by default as many as
+    the source's attribute `chunk` says, else 20). Every shard is read
     back before it gets its name; stopped at any time, the same call goes on after the last complete shard. A
     folder that is complete already is only checked. `progress` is called with (clips done, clips in all). With
     `on_error="skip"` at most `max_skips` corrupted clips are left out and listed in the manifest.
     """
     folder = pathlib.Path(folder)
+    source = source.records if isinstance(source, View) else source
+    chunk = int(getattr(source, "chunk", _CHUNK)) if chunk is None else chunk
     if len(source) == 0:
         raise DataError(f"{source!r} has no records; there is nothing to prepare.")
     if chunk < 1 or shard_bytes < 1:

@@ -38,7 +38,7 @@ def source_options(name: str) -> tuple[str, ...]:
     if name not in _ENTRIES:
         return ()
     entry = _ENTRIES[name]
-    asked = (*entry.options, *entry.reader_options)
+    asked = (*entry.options, *entry.reader_options, *entry.view_options)
     return tuple(option for option in dict.fromkeys(asked) if option != "cache")
 
 
@@ -73,11 +73,28 @@ def open_source(
                 f"{nearest(option, known)}"
             )
         check_option(name, option, options[option])
+    source = _opened(name, split, root, cache, progress, options)
+    return source if entry.view is None else entry.view(source, **_taken(options, entry.view_options))
+
+
+def _taken(options: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name in names}
+
+
+def _opened(
+    name: str,
+    split: Split,
+    root: str | pathlib.Path | None,
+    cache: str | pathlib.Path | None,
+    progress: Progress | None,
+    options: dict[str, Any],
+) -> Source:
+    entry = _ENTRIES[name]
     if root is None:
-        double = entry.double(split, **{k: v for k, v in options.items() if k in entry.options})
+        double = entry.double(split, **_taken(options, entry.options))
         return double if cache is None else cached(double, cache, split, progress=progress)
     folder = checked_root(root, name, file=bool(entry.reader_options))
-    taken = {k: v for k, v in {**options, "cache": cache}.items() if k in entry.reader_options}
+    taken = _taken({**options, "cache": cache}, entry.reader_options)
     if not (folder / split / MANIFEST).is_file():
         return entry.reader(folder, split, **taken)
     source = ArrayRecordSource(folder / split)
