@@ -19,10 +19,19 @@ Sources: Greff et al., "Kubric" (CVPR 2022); Kipf et al., "Conditional Object-Ce
 2022) and Elsayed et al., "SAVi++" (NeurIPS 2022), whose preprocessing this is.
 """
 
-from slotzoo.data.spec import FieldSpec
+import dataclasses
+
+import numpy as np
+
+from slotzoo.data import clip_ops
+from slotzoo.data.clip_ops import Clip, DepthScale, Window
+from slotzoo.data.movi_layout import rescaled
+from slotzoo.data.resize import to_bytes
+from slotzoo.data.spec import FieldSpec, Record, WindowSource
+from slotzoo.errors import ConfigError, DataError, nearest
 
 
-MOST_OBJECTS = 23
+DEPTH_SCALES = ("log", "log_plus", "invert_plus", "metres")
 
 
 def clip_spec(
@@ -50,3 +59,110 @@ def clip_spec(
             (None, size, size, 1), "float32", 0, None, "distance to the camera, transformed"
         )
     return fields
+
+
+class ObjectClips:
+    """Records of `movi_layout.record_spec` as a tracker takes them: `window` cuts, resizes, scales and colours.
+
+    With `random_crop` (SAVi++'s augmentation) or `flip`, `augmented` takes one random window for all frames, or mirrors
+    the clip left to right half of the time; a pipeline asks for that when it trains.
+    """
+
+    def __init__(
+        self,
+        records: WindowSource,
+        *,
+        size: int | None = 64,
+        max_objects: int = 10,
+        flow: bool = True,
+        depth: bool = False,
+        depth_scale: DepthScale = "log_plus",
+        random_crop: bool = False,
+        flip: bool = False,
+    ):
+        if max_objects < 1 or max_objects > 255:
+            raise ConfigError(f"{records.name}: max_objects must lie between 1 and 255, got {max_objects}.")
+        if depth_scale not in DEPTH_SCALES:
+            raise ConfigError(
+                f"{records.name} has no depth_scale={depth_scale!r}; it takes {', '.join(DEPTH_SCALES)}."
+                f"{nearest(depth_scale, DEPTH_SCALES)}"
+            )
+        native = records.spec["video"].shape[1:3]
+        if native[0] != native[1]:
+            raise DataError(
+                f"{records!r}: its frames are {native[0]} x {native[1]} pixels, expected square ones."
+            )
+        self.records: WindowSource = records
+        self.size = int(size or native[0] or 0)
+        self.max_objects, self.flow, self.depth = max_objects, flow, depth
+        self.depth_scale: DepthScale = depth_scale
+        self.random_crop, self.flip = random_crop, flip
+        self.name, self.provenance = records.name, records.provenance
+
+    def __repr__(self) -> str:
+        return f"ObjectClips({self.records!r}, size={self.size}, max_objects={self.max_objects})"
+
+    @property
+    def spec(self) -> dict[str, FieldSpec]:
+        fields = clip_spec(self.size, self.max_objects, flow=self.flow, depth=self.depth)
+        if self.depth:
+            low = None if self.depth_scale == "log" else 0
+            fields["depth"] = dataclasses.replace(
+                fields["depth"], low=low, meaning=f"depth, {self.depth_scale}"
+            )
+        return fields
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the records: what is made of them is said by the options."""
+        return self.records.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.made(self.records[index])
+
+    def frames(self, index: int) -> int:
+        """Length of a clip."""
+        return self.records.frames(index)
+
+    def window(self, index: int, start: int, length: int) -> Record:
+        return self.made(self.records.window(index, start, length))
+
+    def augmented(self, index: int, start: int, length: int, rng: np.random.Generator) -> Record:
+        """A window of a clip, cropped and mirrored at random as the options say."""
+        record = self.records.window(index, start, length)
+        window = clip_ops.sample_window(rng, record["video"].shape[1:3]) if self.random_crop else None
+        return self.made(record, window, mirrored=self.flip and bool(rng.integers(2)))
+
+    def made(self, record: Record, window: Window | None = None, *, mirrored: bool = False) -> Record:
+        """The fields of `spec` out of a record that is kept, or out of a `window` of its frames."""
+        boxes = record["boxes"][:, : self.max_objects]
+        clip: Clip = {
+            "video": record["video"],
+            "segmentations": np.where(record["mask"] > self.max_objects, np.uint8(0), record["mask"]),
+            "boxes": np.pad(boxes, ((0, 0), (0, self.max_objects - boxes.shape[1]), (0, 0))),
+        }
+        if self.flow:
+            clip["flow"] = rescaled(record["flow"], record["flow_range"])
+        if self.depth:
+            clip["depth"] = rescaled(record["depth"], record["depth_range"])
+        if window is not None:
+            clip = clip_ops.resized_crop(clip, window, self.size, self.size)
+        clip = clip_ops.flip(clip_ops.resize(clip, self.size, self.size), columns=mirrored)
+        mask, video = np.ascontiguousarray(clip["segmentations"]), clip["video"]
+        out: Record = {
+            "video": np.ascontiguousarray(video if video.dtype == np.uint8 else to_bytes(video)),
+            "mask": mask,
+            "boxes": clip["boxes"],
+            "visible": (np.bincount(mask.ravel(), minlength=self.max_objects + 1)[1:] > 0).astype(np.uint8),
+        }
+        if self.flow:
+            out["flow"] = clip_ops.flow_to_rgb(clip["flow"])
+        if self.depth:
+            out["depth"] = np.ascontiguousarray(clip_ops.scale_depth(clip["depth"], self.depth_scale))
+        return out
+
+    def close(self) -> None:
+        self.records.close()

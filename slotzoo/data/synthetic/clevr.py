@@ -75,6 +75,7 @@ class Surface(NamedTuple):
     metal: np.ndarray  # (n,) 0 or 1
     materials: list[Material] | None
     ground: Material | None
+    floor: np.ndarray | None = None  # (3,) of a plain floor, None for CLEVR's grey
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,8 +220,8 @@ def _surface(rng: np.random.Generator, textured: str | None, colors: np.ndarray,
 
 def _albedo(solids: Solids, hits: Hits, surface: Surface) -> list[np.ndarray]:
     """Colour of the surface at every hit, three planes."""
-    grey = np.asarray([[0.40, 0.395, 0.385]])
-    table = np.concatenate([grey, surface.rgb]).astype(np.float32)
+    floor = np.asarray([0.40, 0.395, 0.385]) if surface.floor is None else surface.floor
+    table = np.concatenate([floor[None], surface.rgb]).astype(np.float32)
     colour = [table[:, i][hits.label] for i in range(3)]
     textured = [(0, surface.ground)] if surface.ground is not None else []
     textured += list(enumerate(surface.materials or [], 1))
