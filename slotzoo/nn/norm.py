@@ -1,4 +1,4 @@
-"""Layer and group normalisation over channels-last arrays. Statistics are float32, whatever the input.
+"""Layer, group and batch normalisation over channels-last arrays. Statistics are float32, whatever the input.
 
 A norm and the activation after it are one function with its own backward pass: what is kept is the input and two
 numbers per group, and the input's gradient is `a dy + b x + c` with coefficients per group. Left to automatic
@@ -62,6 +62,55 @@ class GroupNorm(eqx.Module):
         """Normalise, then apply `activation`."""
         options = _Options((-3, -2), self.channels // self.groups, self.eps, activation)
         return _normalised(options, x, _like(self.scale, x), _like(self.bias, x))
+
+
+class BatchNorm(eqx.Module):
+    """`y = (x - mean) / sqrt(var + eps) * scale + bias` with running statistics, or with those of a batch.
+
+    A call takes the running ones, which no gradient changes. `training` takes the batch's and gives the norm with
+    the next running ones, `momentum` times the old plus the rest times the batch's.
+    """
+
+    scale: Float[Array, " channel"]
+    bias: Float[Array, " channel"]
+    mean: Float[Array, " channel"]
+    variance: Float[Array, " channel"]
+    channels: int = eqx.field(static=True)
+    eps: float = eqx.field(static=True)
+    momentum: float = eqx.field(static=True)
+
+    def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.9):
+        self.scale, self.bias = jnp.ones(channels), jnp.zeros(channels)
+        self.mean, self.variance = jnp.zeros(channels), jnp.ones(channels)
+        self.channels, self.eps, self.momentum = channels, eps, momentum
+
+    def __call__(
+        self, x: Float[Array, "*batch {self.channels}"], *, activation: Activation | None = None
+    ) -> Float[Array, "*batch {self.channels}"]:
+        """Normalise by the running statistics, then apply `activation`."""
+        return self._by(*lax.stop_gradient((self.mean, self.variance)), x, activation)
+
+    def training(
+        self, x: Float[Array, "*batch {self.channels}"], *, activation: Activation | None = None
+    ) -> tuple[Float[Array, "*batch {self.channels}"], "BatchNorm"]:
+        """Normalise by the statistics over all axes before the channels; also the norm that comes after."""
+        y = x.astype(jnp.float32)
+        axes = tuple(range(x.ndim - 1))
+        mean = y.mean(axes)
+        variance = jnp.maximum(jnp.square(y).mean(axes) - jnp.square(mean), 0.0)
+        blend = lambda old, new: self.momentum * old + (1 - self.momentum) * lax.stop_gradient(new)
+        following = eqx.tree_at(
+            lambda norm: (norm.mean, norm.variance),
+            self,
+            (blend(self.mean, mean), blend(self.variance, variance)),
+        )
+        return self._by(mean, variance, x, activation), following
+
+    def _by(self, mean: Array, variance: Array, x: Array, act: Activation | None) -> Array:
+        gain = lax.rsqrt(variance.astype(jnp.float32) + self.eps) * self.scale.astype(jnp.float32)
+        shift = self.bias.astype(jnp.float32) - mean.astype(jnp.float32) * gain
+        y = x.astype(jnp.float32) * _like(gain, x) + _like(shift, x)
+        return (y if act is None else function(act)(y)).astype(x.dtype)
 
 
 class _Options(NamedTuple):

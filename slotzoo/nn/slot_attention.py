@@ -1,25 +1,27 @@
 """The slot attention module: slots that compete for tokens, a few times over."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import glorot_uniform
+from jax.nn.initializers import Initializer, glorot_uniform, lecun_normal
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from slotzoo.errors import ConfigError, ShapeError
 from slotzoo.nn.gru import GRUCell
 from slotzoo.nn.linear import Linear
-from slotzoo.nn.mlp import MLP
+from slotzoo.nn.mlp import MLP, DeepMLP
 from slotzoo.nn.norm import LayerNorm
-from slotzoo.ops.slot_attention import Implementation, slot_attention
+from slotzoo.ops.slot_attention import Implementation, slot_attention, slot_shares
 
 
 Gradient = Literal["explicit", "implicit", "neumann"]
 Init = Literal["gaussian", "learned", "given"]
-NORM_EPS = 1e-5
+Style = Literal["torch", "flax"]
+NORM_EPS = {"torch": 1e-5, "flax": 1e-6}
 
 
 class SlotAttentionOutput(NamedTuple):
@@ -29,9 +31,11 @@ class SlotAttentionOutput(NamedTuple):
     attention: Float[Array, "token slot"]  # of each token: sums to 1 over slots
 
 
-class _Tokens(NamedTuple):
-    key: Float[Array, "token qkv"]
-    value: Float[Array, "token qkv"]
+class Tokens(NamedTuple):
+    """What the slots compete for, as `SlotAttention.project` makes it."""
+
+    key: Float[Array, "*time token qkv"]
+    value: Float[Array, "*time token qkv"]
 
 
 class SlotAttention(eqx.Module):
@@ -51,8 +55,11 @@ class SlotAttention(eqx.Module):
     **Initial slots**: `"gaussian"`, mean and standard deviation learned and shared by all slots, so that there can be
     any number; `"learned"`, a vector for each of `num_slots`; `"given"`, by the caller only.
 
-    Sources: Locatello et al., NeurIPS 2020, algorithm 1; Chang, Griffiths, Levine: Object Representations as Fixed
-    Points, NeurIPS 2022, section 3.
+    **Styles**: "torch", as above; "flax", as SAVi has it, where several heads compete each by itself and a linear
+    layer makes an update of one head's width of all of them.
+
+    Sources: Locatello et al., NeurIPS 2020, algorithm 1; Kipf et al., ICLR 2022, section 3.2; Chang, Griffiths,
+    Levine: Object Representations as Fixed Points, NeurIPS 2022, section 3.
     """
 
     mean: Float[Array, " dim"] | None
@@ -66,8 +73,9 @@ class SlotAttention(eqx.Module):
     query: Linear
     key: Linear
     value: Linear
+    joined: Linear | None
     gru: GRUCell
-    mlp: MLP | None
+    mlp: MLP | DeepMLP | None
     input_dim: int = eqx.field(static=True)
     slot_dim: int = eqx.field(static=True)
     heads: int = eqx.field(static=True)
@@ -75,6 +83,7 @@ class SlotAttention(eqx.Module):
     init: Init = eqx.field(static=True)
     gradient: Gradient = eqx.field(static=True)
     neumann_terms: int = eqx.field(static=True)
+    style: Style = eqx.field(static=True)
     implementation: Implementation = eqx.field(static=True)
 
     def __init__(
@@ -91,11 +100,13 @@ class SlotAttention(eqx.Module):
         num_slots: int | None = None,
         gradient: Gradient = "explicit",
         neumann_terms: int = 4,
+        style: Style = "torch",
         implementation: Implementation = "auto",
         key: PRNGKeyArray,
     ):
         """`qkv_dim` is `slot_dim` unless given; `mlp_dim` of None leaves the MLP away, `input_mlp` puts one (with a
-        norm before it) onto the tokens; `num_slots` is needed for `init="learned"` only.
+        norm before it) onto the tokens; `num_slots` is needed for `init="learned"` only. `style` also decides on
+        the first parameters and the epsilon of norms.
         """
         qkv_dim = slot_dim if qkv_dim is None else qkv_dim
         if heads < 1 or qkv_dim % heads:
@@ -113,19 +124,24 @@ class SlotAttention(eqx.Module):
             self.log_scale = jax.random.uniform(log_scale, (slot_dim,), minval=-limit, maxval=limit)
         elif init == "learned":
             self.table = glorot_uniform()(keys[0], (num_slots or 0, slot_dim), jnp.float32)
-        self.input_norm = LayerNorm(input_dim, eps=NORM_EPS) if input_mlp else None
+        eps = NORM_EPS[style]
+        self.input_norm = LayerNorm(input_dim, eps=eps) if input_mlp else None
         self.input_mlp = MLP(input_dim, input_dim, input_dim, key=keys[1]) if input_mlp else None
-        self.norm_inputs = LayerNorm(input_dim, eps=NORM_EPS)
-        self.norm_slots = LayerNorm(slot_dim, eps=NORM_EPS)
-        self.norm_mlp = LayerNorm(slot_dim, eps=NORM_EPS) if mlp_dim else None
-        self.query = _projection(slot_dim, qkv_dim, keys[2])
-        self.key = _projection(input_dim, qkv_dim, keys[3])
-        self.value = _projection(input_dim, qkv_dim, keys[4])
-        self.gru = GRUCell(qkv_dim, slot_dim, key=keys[5])
-        self.mlp = MLP(slot_dim, mlp_dim, slot_dim, key=keys[6]) if mlp_dim else None
+        self.norm_inputs = LayerNorm(input_dim, eps=eps)
+        self.norm_slots = LayerNorm(slot_dim, eps=eps)
+        self.norm_mlp = LayerNorm(slot_dim, eps=eps) if mlp_dim else None
+        kernel = lecun_normal() if style == "flax" else glorot_uniform()
+        self.query = _projection(slot_dim, qkv_dim, kernel, keys[2])
+        self.key = _projection(input_dim, qkv_dim, kernel, keys[3])
+        self.value = _projection(input_dim, qkv_dim, kernel, keys[4])
+        apart = style == "flax" and heads > 1
+        self.joined = Linear(qkv_dim, qkv_dim // heads, key=keys[7]) if apart else None
+        self.gru = GRUCell(qkv_dim // heads if apart else qkv_dim, slot_dim, style=style, key=keys[5])
+        perceptron = DeepMLP if style == "flax" else MLP
+        self.mlp = perceptron(slot_dim, mlp_dim, slot_dim, key=keys[6]) if mlp_dim else None
         self.input_dim, self.slot_dim, self.heads = input_dim, slot_dim, heads
         self.epsilon, self.init, self.gradient = epsilon, init, gradient
-        self.neumann_terms, self.implementation = neumann_terms, implementation
+        self.neumann_terms, self.style, self.implementation = neumann_terms, style, implementation
 
     def __call__(
         self,
@@ -138,7 +154,7 @@ class SlotAttention(eqx.Module):
         least = 1 if self.gradient == "explicit" else 0
         if iterations < least:
             raise ConfigError(f"slot attention: iterations={iterations} must be at least {least}.")
-        tokens = self._tokens(inputs)
+        tokens = self.project(inputs)
         if self.gradient == "explicit":
             slots = slots0
             for _ in range(iterations - 1):
@@ -186,32 +202,48 @@ class SlotAttention(eqx.Module):
             )
         return self.mean[None] + jnp.exp(self.log_scale)[None] * noise.astype(self.mean.dtype)
 
-    def _tokens(self, inputs: Array) -> _Tokens:
+    def project(self, inputs: Float[Array, "*time token {self.input_dim}"]) -> Tokens:
+        """Keys and values of the tokens, of any number of frames at once."""
         if self.input_norm is not None and self.input_mlp is not None:
             inputs = self.input_mlp(self.input_norm(inputs))
         inputs = self.norm_inputs(inputs)
-        return _Tokens(self.key(inputs), self.value(inputs))
+        return Tokens(self.key(inputs), self.value(inputs))
 
-    def _step(self, tokens: _Tokens, slots: Array) -> Array:
-        updates = slot_attention(
-            self.query(self.norm_slots(slots)),
-            *tokens,
-            epsilon=self.epsilon,
-            heads=self.heads,
-            implementation=self.implementation,
-        )
-        return self._updated(updates, slots)
+    def refine(
+        self, tokens: Tokens, slots: Float[Array, "slot {self.slot_dim}"], *, iterations: int
+    ) -> tuple[Float[Array, "slot {self.slot_dim}"], Float[Array, "slot qkv"]]:
+        """As a call with an explicit gradient, from tokens that are projected already: the slots after the steps,
+        and the queries of the last one, of which `attention` makes that step's attention.
+        """
+        query = self.query(self.norm_slots(slots))
+        for i in range(iterations):
+            slots = self._updated(self._updates(query, tokens), slots)
+            if i < iterations - 1:
+                query = self.query(self.norm_slots(slots))
+        return slots, query
 
-    def _last_step(self, tokens: _Tokens, slots: Array) -> SlotAttentionOutput:
-        updates, attention = slot_attention(
-            self.query(self.norm_slots(slots)),
-            *tokens,
-            epsilon=self.epsilon,
-            heads=self.heads,
-            return_attention=True,
-            implementation=self.implementation,
-        )
-        return SlotAttentionOutput(self._updated(updates, slots), attention)
+    def attention(
+        self, query: Float[Array, "slot qkv"], key: Float[Array, "token qkv"]
+    ) -> Float[Array, "slot token"]:
+        """How queries share each token among the slots, summed over heads (their mean, in the "flax" style)."""
+        if self.joined is None:
+            return slot_shares(query, key, heads=self.heads)
+        return jax.vmap(slot_shares)(_heads_first(query, self.heads), _heads_first(key, self.heads)).mean(0)
+
+    def _step(self, tokens: Tokens, slots: Array) -> Array:
+        return self._updated(self._updates(self.query(self.norm_slots(slots)), tokens), slots)
+
+    def _updates(self, query: Array, tokens: Tokens) -> Array:
+        compete = functools.partial(slot_attention, epsilon=self.epsilon, implementation=self.implementation)
+        if self.joined is None:
+            return compete(query, *tokens, heads=self.heads)
+        apart = jax.vmap(compete)(*(_heads_first(x, self.heads) for x in (query, *tokens)))
+        return self.joined(jnp.swapaxes(apart, 0, 1).reshape(len(query), -1))
+
+    def _last_step(self, tokens: Tokens, slots: Array) -> SlotAttentionOutput:
+        query = self.query(self.norm_slots(slots))
+        updated = self._updated(self._updates(query, tokens), slots)
+        return SlotAttentionOutput(updated, self.attention(query, tokens.key).T)
 
     def _updated(self, updates: Array, slots: Array) -> Array:
         slots = self.gru(updates, slots)
@@ -220,8 +252,13 @@ class SlotAttention(eqx.Module):
         return slots
 
 
-def _projection(in_size: int, out_size: int, key: PRNGKeyArray) -> Linear:
-    return Linear(in_size, out_size, bias=False, init=glorot_uniform(), key=key)
+def _projection(in_size: int, out_size: int, init: Initializer, key: PRNGKeyArray) -> Linear:
+    return Linear(in_size, out_size, bias=False, init=init, key=key)
+
+
+def _heads_first(x: Array, heads: int) -> Array:
+    """`(row, head x channel) -> (head, row, channel)`."""
+    return jnp.swapaxes(x.reshape(len(x), heads, -1), 0, 1)
 
 
 def _neumann(

@@ -119,7 +119,11 @@ def slot_attention(
 
 
 def slot_shares(
-    query: Float[Array, "slot dim"], key: Float[Array, "token dim"], *, scale: float | None = None, heads: int = 1
+    query: Float[Array, "slot dim"],
+    key: Float[Array, "token dim"],
+    *,
+    scale: float | None = None,
+    heads: int = 1,
 ) -> Float[Array, "slot token"]:
     """How each token is shared among the slots: the attention of `slot_attention`, by itself, in float32."""
     factor = (query.shape[-1] // heads) ** -0.5 if scale is None else scale
