@@ -1,6 +1,6 @@
 """The systems of the zoo, one file each, and the functions that create them by name."""
 
-from slotzoo.models import gnm_names as gnm_names, teco_names as teco_names
+from slotzoo.models import gnm_names as gnm_names, savi_names as savi_names, teco_names as teco_names
 from slotzoo.models.convs5 import (
     ConvS5Pixels as ConvS5Pixels,
     ConvS5PixelsConfig as ConvS5PixelsConfig,
@@ -19,6 +19,11 @@ from slotzoo.models.registry import (
     model_config as model_config,
     register as register,
 )
+from slotzoo.models.savi import (
+    SAVi as SAVi,
+    SAViConfig as SAViConfig,
+    TrackState as TrackState,
+)
 from slotzoo.models.set_prediction import (
     SlotAttentionSet as SlotAttentionSet,
     SlotAttentionSetConfig as SlotAttentionSetConfig,
@@ -28,6 +33,7 @@ from slotzoo.models.slot_attention import (
     SlotAttentionAutoencoder as SlotAttentionAutoencoder,
     SlotAttentionConfig as SlotAttentionConfig,
 )
+from slotzoo.models.statm import STATMConfig as STATMConfig, statm as statm
 from slotzoo.models.teco import TECO as TECO
 from slotzoo.models.teco_config import TECOConfig as TECOConfig
 from slotzoo.models.video import VideoPixels as VideoPixels, VideoTokens as VideoTokens

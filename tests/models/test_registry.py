@@ -112,6 +112,13 @@ def _set(config, key):
     return lambda model: model(image, key=key).prediction
 
 
+def _track(config, key):
+    video = jax.random.uniform(key, (2, config.height, config.width, config.in_channels))
+    batch = {"video": video, "boxes": jax.random.uniform(key, (2, config.num_slots - 1, 4))}
+    batch |= {"flow": video, "depth": video[..., :1]}
+    return lambda model: model.loss(batch)[0]
+
+
 EXAMPLES = {
     "ConvS5TokensConfig": _tokens,
     "ConvS5PixelsConfig": _pixels,
@@ -130,6 +137,8 @@ EXAMPLES = {
     "SlotAttentionConfig": _objects,
     "SlotAttentionSetConfig": _set,
     "GNMConfig": _objects,
+    "SAViConfig": _track,
+    "STATMConfig": _track,
 }
 
 
