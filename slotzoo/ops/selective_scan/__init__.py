@@ -1,16 +1,20 @@
 """The selective scan of Mamba-1: the public functions and the choice of implementation."""
 
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
-from slotzoo.errors import ConfigError, ShapeError
-from slotzoo.ops.selective_scan import chunked, reference
+from slotzoo.errors import ShapeError
+from slotzoo.ops import dispatch
+from slotzoo.ops.selective_scan import chunked, reference, sequential
 
 
-Implementation = Literal["auto", "reference", "chunked"]
+Implementation = Literal["auto", "reference", "sequential", "associative", "chunked"]
+CHUNK = 16  # steps whose states the backward pass computes again, from the one that is kept
+CHUNK_PARALLEL = 64  # the same where a chunk is one parallel scan: fewer, larger programs on a GPU
 
 
 class Scanned(NamedTuple):
@@ -53,13 +57,16 @@ def selective_scan(
       `(1, channel, state)`. Complex or real with complex `A`, real with real `A`.
     - `D`: what skips the state; `z`: the gate. None leaves them out.
     - `initial_state`: the state before the first step; zero if None.
-    - `implementation`: `"reference"` is one `jax.lax.scan`, `"chunked"` the same chunk by chunk, so that the
-      gradient needs the state at the start of each chunk only. `"auto"` takes the fastest for the platform.
+    - `implementation`: `"reference"` is one `jax.lax.scan`, `"sequential"` the same loop laid out for CPUs,
+      `"associative"` a `jax.lax.associative_scan`, `"chunked"` the same within chunks of time. `"auto"` takes the
+      fastest that can run on the platform that the program is compiled for.
 
     **Returns** `(y, state)`: y in the dtype of `u`, and the last state. The state is float32 at least (complex64
     with complex `A`), whatever the inputs.
 
-    Differentiable in reverse mode in all array arguments.
+    Differentiable once, in reverse mode, in all array arguments. But for `"reference"` and `"associative"` nothing of
+    the size time x channel x state is made: the gradient keeps the state at the start of each chunk of time and
+    computes the others again.
 
     Source: Gu and Dao, Mamba: Linear-Time Sequence Modeling with Selective State Spaces, 2023, algorithm 2.
     **Raises** `ShapeError` if shapes do not fit together.
@@ -71,7 +78,7 @@ def selective_scan(
     length = step_length(delta, delta_bias, delta_softplus, dtype)
     if time == 0:
         return Scanned(u, h0.T)
-    y, h = _run(implementation, u, length, A.T.astype(dtype), b, c, h0)
+    y, h = _scan(_Options(implementation), u, length, A.T.astype(dtype), b, c, h0)
     return Scanned(_gated(y, u, D, z), h.T)
 
 
@@ -141,7 +148,7 @@ def _laid_out(name: str, m: Array, time: int, A: Array, dtype: Any) -> Array:
 
 def _gated(y: Array, u: Array, D: Array | None, z: Array | None) -> Array:
     """(y + D u) silu(z) in float32 at least, returned in the dtype of `u`."""
-    real = jnp.promote_types(u.dtype, jnp.float32)
+    real = jnp.float64 if u.dtype == jnp.float64 else jnp.float32
     y = y.astype(real)
     if D is not None:
         skip = D.astype(real)
@@ -151,11 +158,41 @@ def _gated(y: Array, u: Array, D: Array | None, z: Array | None) -> Array:
     return y.astype(u.dtype)
 
 
-def _run(implementation: Implementation, *args: Array) -> tuple[Array, Array]:
-    match implementation:
-        case "reference":
-            return reference.forward(*args)
-        case "auto" | "chunked":
-            return chunked.forward(*args)
-        case unknown:
-            raise ConfigError(f"selective_scan(implementation={unknown!r}) is unknown.")
+class _Options(NamedTuple):
+    implementation: Implementation
+
+
+def _primal(options: _Options, *args: Array) -> tuple[Array, Array]:
+    return _run("forward", options, *args, save=False)[:2]
+
+
+def _forward(options: _Options, *args: Array):
+    y, h, entries = _run("forward", options, *args, save=True)
+    return (y, h), (*args[:5], entries)
+
+
+def _backward(options: _Options, residuals: tuple[Array, ...], cotangents: tuple[Array, Array]):
+    return _run("backward", options, *residuals, *cotangents)
+
+
+_scan: Any = jax.custom_vjp(_primal, nondiff_argnums=(0,))
+_scan.defvjp(_forward, _backward)
+
+
+def _run(direction: Literal["forward", "backward"], options: _Options, *args: Array, **extra: bool) -> Any:
+    """The chosen implementation's `direction` on each device's part of `args`."""
+    time = args[0].shape[0]
+
+    def of(module: Any, chunk: int) -> dispatch.Form:
+        return functools.partial(getattr(module, direction), chunk=min(chunk, time), **extra)
+
+    forms = {
+        "reference": of(reference, time),
+        "sequential": of(sequential, CHUNK),
+        "associative": of(chunked, time),
+        "chunked": of(chunked, CHUNK_PARALLEL),
+    }
+    found = dispatch.choose(
+        forms, options.implementation, cpu="sequential", other="chunked", kernel=lambda: False
+    )
+    return found(*args)

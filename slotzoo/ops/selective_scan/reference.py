@@ -2,8 +2,11 @@
 
 Here and in the other implementations arrays lie as the loops want them: the state is (state, channel), so that sums
 over the state run along the slower axis, and B, C are (time or 1, state, group).
+
+Complex numbers follow JAX's convention for cotangents, in which no factor is conjugated on the way back.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Inexact
@@ -16,10 +19,13 @@ def forward(
     b: Inexact[Array, "_ state _"],
     c: Inexact[Array, "_ state _"],
     h0: Inexact[Array, "state channel"],
-) -> tuple[Float[Array, "time channel"], Inexact[Array, "state channel"]]:
-    """y_t = C_t h_t and the last h, with h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t.
+    *,
+    chunk: int,
+    save: bool,
+) -> tuple[Float[Array, "time channel"], Inexact[Array, "state channel"], Inexact[Array, "..."] | None]:
+    """y_t = C_t h_t, the last h, and if `save` what entered each `chunk` of steps (here: the first step only).
 
-    The state is in the dtype of `h0`, `y` in that of `u`.
+    h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t, in the dtype of `h0`; `y` in that of `u`.
     """
 
     def one(h, inputs):
@@ -27,9 +33,34 @@ def forward(
         y, h = step(u_t, delta_t, a, b[0] if b_t is None else b_t, c[0] if c_t is None else c_t, h)
         return h, y.astype(u.dtype)
 
-    moving = tuple(None if m.shape[0] == 1 else m for m in (b, c))
+    moving = tuple(None if m.shape[0] == 1 < len(u) else m for m in (b, c))
     h, y = lax.scan(one, h0, (u, delta, *moving))
-    return y, h
+    return y, h, h0[None] if save else None
+
+
+def backward(
+    u: Float[Array, "time channel"],
+    delta: Float[Array, "time channel"],
+    a: Inexact[Array, "state channel"],
+    b: Inexact[Array, "_ state _"],
+    c: Inexact[Array, "_ state _"],
+    entries: Inexact[Array, "chunk state channel"],
+    gy: Float[Array, "time channel"],
+    gh: Inexact[Array, "state channel"],
+    *,
+    chunk: int,
+) -> tuple[Array, Array, Array, Array, Array, Array]:
+    """Cotangents of (u, delta, a, b, c, h0), given what `forward` saved and the cotangents of y and the last h.
+
+    With g_t = C_t gy_t + exp(delta_{t+1} A) g_{t+1}, the cotangent of h_t: that of B_t is the sum over channels of
+    g_t delta_t u_t, of C_t that of gy_t h_t, of delta_t A it is g_t exp(delta_t A) h_{t-1}.
+    """
+
+    def run(*args):
+        return forward(*args, chunk=chunk, save=False)[:2]
+
+    _, pullback = jax.vjp(run, u, delta, a, b, c, entries[0])
+    return pullback((gy, gh))
 
 
 def step(
@@ -62,3 +93,19 @@ def spread(b: Inexact[Array, "*axes group"], channels: int) -> Inexact[Array, "*
 def gather(x: Inexact[Array, "*axes channel"], groups: int) -> Inexact[Array, "*axes group"]:
     """The sum over the channels of each group: what `spread` is in reverse."""
     return x.reshape(*x.shape[:-1], groups, -1).sum(axis=-1)
+
+
+def contract(
+    x: Inexact[Array, "*axes state channel"], v: Inexact[Array, "*axes channel"], groups: int
+) -> Inexact[Array, "*axes state group"]:
+    """`gather(x v)`: x times v, summed over the channels of each group."""
+    if groups == 1:
+        # As a product of matrices; float32 in full also where the default for these is less.
+        return jnp.einsum("...nd,...d->...n", x, v, precision="highest")[..., None]
+    return gather(x * v[..., None, :], groups)
+
+
+def doubled(gy: Float[Array, "*axes"], dtype) -> Inexact[Array, "*axes"]:
+    """The cotangent of what `read_out` takes, in the state's dtype."""
+    gy = gy.astype(dtype)
+    return 2 * gy if jnp.iscomplexobj(gy) else gy

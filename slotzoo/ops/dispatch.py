@@ -1,0 +1,35 @@
+"""Which form of an op runs: the one that was named, or for "auto" the fastest that can run."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax import lax
+
+from slotzoo.ops.device import compiling_for_gpu
+from slotzoo.ops.sharding import per_device
+
+
+Form = Callable[..., Any]
+
+
+def choose(
+    forms: Mapping[str, Form], implementation: str, *, cpu: str, other: str, kernel: Callable[[], bool]
+) -> Form:
+    """The form to call, on each device's part of its arguments.
+
+    **Arguments**
+    - `forms`: every form by the name of its implementation; the kernel is `"pallas"`.
+    - `cpu`, `other`: which of them is fastest on a CPU, and elsewhere where there is no kernel.
+    - `kernel`: whether the kernel can run on the arguments. Asked only where it would be compiled for a GPU, as
+      the answer brings its compiler with it.
+    """
+    if implementation != "auto":
+        return per_device(forms[implementation])
+    if not compiling_for_gpu():
+        return per_device(forms[cpu if jax.default_backend() == "cpu" else other])
+    choices = {"cpu": forms[cpu], "default": forms[other]}
+    if kernel():
+        choices["cuda"] = forms["pallas"]
+    # Decided when the program is lowered: one compiled elsewhere for a GPU has the kernel in it.
+    return per_device(lambda *args: lax.platform_dependent(*args, **choices))
