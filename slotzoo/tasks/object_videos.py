@@ -1,0 +1,305 @@
+"""Objects in videos: training a model that follows them, and how well it does.
+
+One task for every model with the face of `slotzoo.models.objects.TrackOutput` (see `slotzoo.tasks.follow`) and
+
+    model.loss(clip, key=..., step=...) -> (loss, terms)
+
+over batches of `video` (uint8) and, where the data set has them, `mask` (label maps, 0 is background), `boxes`,
+`flow`, `depth` and `visible`, as `slotzoo.data.object_clips` names them.
+
+Two ways of measuring stand side by side. That of the authors' code: slices of a few frames, in which STATM begins
+with an empty memory, and an (FG-)ARI of 1 for a clip without objects. And what these scores mean: the state carried
+through the whole clip, clips where a score is not defined left out, and how well objects keep their slot (IoU of
+tracks, J&F).
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
+
+from slotzoo.errors import ConfigError, DataError
+from slotzoo.metrics.sums import sum_over_processes
+from slotzoo.metrics.tracking import TrackScores, track_scores
+from slotzoo.models.objects import TrackOutput
+from slotzoo.ops import batch_map
+from slotzoo.prng import stream
+from slotzoo.tasks.follow import (
+    conditions_of,
+    follow,
+    has_background,
+    painted_boxes,
+    partners,
+    targets_of,
+    to_range,
+)
+from slotzoo.viz import write_png, write_video
+from slotzoo.viz.tracks import Track, slot_video, track_strip, track_video
+
+
+# A slot is in use if it wins at least this share of the points of a clip.
+IN_USE = 1e-3
+TITLES = {
+    "ari": "ARI",
+    "fg_ari": "FG-ARI",
+    "miou": "mIoU",
+    "hinted_miou": "mIoU of the hinted slot",
+    "region": "J",
+    "contour": "F",
+    "region_and_contour": "J&F",
+}
+AUTHORS = {"ari": "ARI", "fg_ari": "FG-ARI"}
+# Rows of the tables: name, and what the numbers of the row begin with.
+ROWS = (
+    ("model", ""),
+    ("its first frame, held", "first/"),
+    ("boxes of the first frame, held", "boxes/"),
+    ("true segments of the first frame, held", "copy/"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectVideosConfig:
+    """What is measured and drawn. `most_objects` bounds the labels of masks that come without `boxes`."""
+
+    chunk: int = 6  # frames of a slice: memory at evaluation, and the authors' protocol
+    pictures: int = 2  # held-out clips drawn at an evaluation
+    most_objects: int = 23
+
+    def __post_init__(self):
+        if self.chunk < 1 or self.pictures < 0 or self.most_objects < 1:
+            raise ConfigError("object videos: chunk and most_objects are at least 1 and pictures at least 0.")
+
+
+class ObjectVideosTask:
+    """The task of `slotzoo.train.protocols.Task` over batches of `video`, uint8 `batch time height width 3`."""
+
+    def __init__(self, config: ObjectVideosConfig | None = None):
+        self.config = config or ObjectVideosConfig()
+
+    def module(self, model: eqx.Module, *, key: PRNGKeyArray) -> eqx.Module:
+        """What the training state holds: the model."""
+        del key
+        return model
+
+    def export(self, model: eqx.Module) -> eqx.Module:
+        """What a finished run gives away: the model."""
+        return model
+
+    def loss(
+        self,
+        model: Any,
+        frozen: Any,
+        batch: Mapping[str, Any],
+        *,
+        key: PRNGKeyArray,
+        step: Int[Array, ""],
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """The mean over clips of the model's loss, and of each of its terms."""
+        del frozen
+        clips = {name: jnp.asarray(value) for name, value in batch.items()}
+        keys = jax.random.split(key, len(clips["video"]))
+        one = lambda clip, key: model.loss(prepared(clip, model.config), key=key, step=step)
+        each, terms = batch_map(one)(clips, keys)
+        return jnp.mean(each), {name: jnp.mean(value) for name, value in terms.items()}
+
+    def evaluate(
+        self,
+        model: Any,
+        frozen: Any,
+        batches: Iterable[Mapping[str, np.ndarray]],
+        *,
+        key: PRNGKeyArray,
+        step: int,
+        folder: Path,
+        should_stop: Callable[[], bool],
+    ) -> dict[str, float]:
+        """Held-out loss, slots in use, and scores of the tracks where the data set has masks, by both protocols.
+
+        Means over clips, of a score over the clips where it is defined. Writes `table.json`, `tracks.png` and, for
+        every clip drawn, a video of what was found and one of the slots.
+        """
+        del frozen, step
+        sums: dict[str, np.ndarray] = {}
+        drawn: list[Track] = []
+        for number, batch in enumerate(batches):
+            if should_stop():
+                break
+            count = len(batch["video"])
+            valid = np.asarray(batch.get("valid", np.ones(count, bool)))
+            clips = {name: jnp.asarray(value) for name, value in batch.items() if name != "valid"}
+            keys = jax.random.split(stream(key, "clips", number), count)
+            values = _measure(model, clips, keys, self.config.chunk, self.config.most_objects)
+            for name, value in values.items():
+                value = np.asarray(value, np.float64)[valid]
+                if name.rpartition("/")[2] in TrackScores._fields:
+                    value = value[np.isfinite(value)]  # NaN where it is not defined; of a loss NaN is a result
+                for what, total in ((f"{name}/sum", value.sum()), (f"{name}/count", value.size)):
+                    sums[what] = np.asarray(sums.get(what, 0.0) + total)
+            sums["clips"] = np.asarray(sums.get("clips", 0.0) + valid.sum())
+            missing = self.config.pictures - len(drawn) if jax.process_index() == 0 else 0
+            few = np.flatnonzero(valid)[: max(missing, 0)]
+            if len(few):
+                chosen = {name: np.asarray(value)[few] for name, value in batch.items() if name != "valid"}
+                drawn += self.tracks(model, chosen, keys[few])
+        # Each process measured its own clips. All come here, a stopped one too: none waits for another forever.
+        sums = sum_over_processes(sums)
+        if should_stop():
+            return {}
+        if not sums.get("clips", 0):
+            raise DataError("object videos: there is no held-out clip to evaluate on; raise eval.clips.")
+        numbers = {
+            name.removesuffix("/sum"): float(total / sums[name.replace("/sum", "/count")])
+            for name, total in sums.items()
+            if name.endswith("/sum") and sums[name.replace("/sum", "/count")]
+        }
+        table = tables(numbers, int(sums["clips"]), self.config.chunk)
+        (folder / "table.json").write_text(json.dumps(table, indent=1) + "\n")
+        self.draw(drawn, folder)
+        named = {name.replace("authors/", "authors_"): value for name, value in numbers.items()}
+        # The baselines, whose names have a prefix, do not change: they stand in the table.
+        return {name: value for name, value in named.items() if "/" not in name}
+
+    def draw(self, tracks: list[Track], folder: Path) -> None:
+        """Write `tracks.png` and the videos of every clip."""
+        if tracks:
+            write_png(folder / "tracks.png", track_strip(tracks))
+        for number, track in enumerate(tracks, start=1):
+            write_video(folder / f"clip_{number}", track_video(track), fps=6)
+            write_video(folder / f"clip_{number}_slots", slot_video(track), fps=6)
+
+    def tracks(self, model: Any, batch: Mapping[str, np.ndarray], keys: Key[Array, " batch"]) -> list[Track]:
+        """Every clip of a batch followed as a whole, with all that can be drawn of it."""
+        clips = {name: jnp.asarray(value) for name, value in batch.items()}
+        out = jax.tree.map(np.asarray, _explain(model, clips, keys))
+        config = model.config
+        missing = [name for name in config.targets if name not in batch and name != "rgb"]
+        targets = {} if missing else jax.tree.map(np.asarray, jax.vmap(lambda c: targets_of(c, config))(clips))
+        told = "boxes" in batch and config.conditioning in ("boxes", "centers")
+        return [
+            Track(
+                np.asarray(batch["video"][i]),
+                np.asarray(out.masks[i], np.float32),
+                np.asarray(out.slots[i], np.float32),
+                {name: np.asarray(value[i], np.float32) for name, value in out.predictions.items()},
+                {name: np.asarray(value[i]) for name, value in targets.items()},
+                None if out.attention is None else np.asarray(out.attention[i], np.float32),
+                np.asarray(batch["mask"][i], np.int32) if "mask" in batch else None,
+                np.asarray(batch["boxes"][i, 0], np.float32) if told else None,
+                has_background(config),
+            )
+            for i in range(len(batch["video"]))
+        ]
+
+
+def prepared(clip: Mapping[str, Array], config: Any) -> dict[str, Any]:
+    """A clip as `model.loss` takes it: `video` in the model's range, the targets by name, and all other fields."""
+    return {**clip, **targets_of(clip, config), "video": to_range(clip["video"], config)}
+
+
+@eqx.filter_jit
+def _explain(model: Any, clips: dict[str, Array], keys: Key[Array, " batch"]) -> TrackOutput:
+    def one(clip: dict[str, Array], key: Array) -> TrackOutput:
+        out = model(to_range(clip["video"], model.config), conditions_of(model, clip), key=key)
+        return out._replace(state=None)
+
+    return batch_map(one)(clips, keys)
+
+
+@eqx.filter_jit
+def _measure(
+    model: Any, clips: dict[str, Array], keys: Key[Array, " batch"], chunk: int, most_objects: int
+) -> dict[str, Float[Array, " batch"]]:
+    """Every number of every clip of a batch, NaN where it is not defined."""
+    config = model.config
+    true_count = 1 + (clips["boxes"].shape[-2] if "boxes" in clips else most_objects)
+    forgetful = getattr(model, "forget", None)  # a memory that the authors' evaluation drops between slices
+
+    def one(clip: dict[str, Array], key: Array) -> dict[str, Array]:
+        followed = follow(model, clip, chunk=chunk, key=key)
+        values = {"loss": sum(followed.errors.values(), jnp.float32(0.0))}
+        points = {name: jnp.float32(target.size) for name, target in targets_of(clip, config).items()}
+        values |= {f"{name}_mse": error / points[name] for name, error in followed.errors.items()}
+        labels = followed.labels
+        values["slots_in_use"] = jnp.sum((followed.shares >= IN_USE).astype(jnp.float32))
+        if "mask" not in clip:
+            return values
+        true = clip["mask"].astype(jnp.int32)
+        partner = partners(clip, config, true_count)
+        count = max(len(followed.shares), true_count)
+        candidates = {"": labels, "first/": jnp.broadcast_to(labels[:1], labels.shape)}
+        if "boxes" in clip:
+            boxes = painted_boxes(clip["boxes"][0], *true.shape[1:])
+            candidates["boxes/"] = jnp.broadcast_to(boxes[None], true.shape)
+        candidates["copy/"] = jnp.broadcast_to(true[:1], true.shape)
+
+        if forgetful is not None:
+            candidates["authors/"] = follow(model, clip, chunk=chunk, key=key, between=forgetful).labels
+        score = lambda labels: track_scores(
+            true, labels, true_count=true_count, predicted_count=count, partner=partner
+        )
+        scored = jax.lax.map(score, jnp.stack(list(candidates.values())))
+        each = {prefix: jax.tree.map(lambda x, i=i: x[i], scored) for i, prefix in enumerate(candidates)}
+        theirs = each.pop("authors/", each[""])
+        for prefix, found in each.items():
+            values |= {f"{prefix}{name}": value for name, value in found._asdict().items()}
+            for name in AUTHORS:
+                value = getattr(found if prefix else theirs, name)
+                # Without an object there is no pair of points to disagree about: their 1.
+                values[f"authors/{prefix}{name}"] = jnp.where(jnp.isnan(value), 1.0, value)
+        return values
+
+    return batch_map(one)(clips, keys)
+
+
+def tables(numbers: Mapping[str, float], clips: int, chunk: int) -> dict[str, Any]:
+    """The scores by both protocols beside trivial answers, and the other numbers."""
+    made = []
+    for title, start, titles, notes in (
+        (
+            f"Tracks of {clips} held-out clips",
+            "",
+            TITLES,
+            [
+                "Over whole clips, so a slot must stay with its object; clips without objects are left out.",
+                "mIoU: tracks matched one to one. J&F: region and contour (DAVIS) of the slot that was given the "
+                "object, or of the one that matches it best.",
+                "Segments or boxes of the first frame, held: what there is to be had without following anything.",
+            ],
+        ),
+        (
+            "By the protocol of the authors' code",
+            "authors/",
+            AUTHORS,
+            [
+                f"Slices of {chunk} frames, a memory emptied between them; all frames, the given one included; a clip "
+                "without objects counts 1. Their code measures no mIoU, so theirs is the one above.",
+            ],
+        ),
+    ):
+        rows = []
+        for label, prefix in ROWS:
+            row = {name: numbers.get(f"{start}{prefix}{key}") for key, name in titles.items()}
+            if any(value is not None for value in row.values()):
+                rows.append({"name": label, **row})
+        columns = [name for name in titles.values() if any(row[name] is not None for row in rows)]
+        if rows:
+            better = dict.fromkeys(columns, "higher")
+            made.append({"title": title, "columns": columns, "better": better, "rows": rows, "notes": notes})
+    rest = [
+        {"name": name.replace("_", " "), "value": value if np.isfinite(value) else None}
+        for name, value in numbers.items()
+        if "/" not in name and name not in TITLES
+    ]
+    notes = ["The loss is the sum of squared errors over the clip, as in training; mse is its mean."]
+    if not made:
+        notes.append("The data set has no masks, so tracks cannot be measured; look at the pictures.")
+    made.append({"title": "Loss and slots", "columns": ["value"], "rows": rest, "notes": notes})
+    return {"tables": made}
