@@ -1,6 +1,11 @@
 """The systems of the zoo, one file each, and the functions that create them by name."""
 
-from slotzoo.models import gnm_names as gnm_names, savi_names as savi_names, teco_names as teco_names
+from slotzoo.models import (
+    gnm_names as gnm_names,
+    savi_names as savi_names,
+    slotssm_names as slotssm_names,
+    teco_names as teco_names,
+)
 from slotzoo.models.convs5 import (
     ConvS5Pixels as ConvS5Pixels,
     ConvS5PixelsConfig as ConvS5PixelsConfig,
@@ -33,6 +38,12 @@ from slotzoo.models.slot_attention import (
     SlotAttentionAutoencoder as SlotAttentionAutoencoder,
     SlotAttentionConfig as SlotAttentionConfig,
 )
+from slotzoo.models.slotssm import (
+    SlotSSM as SlotSSM,
+    SlotSSMOutput as SlotSSMOutput,
+    SlotSSMState as SlotSSMState,
+)
+from slotzoo.models.slotssm_config import SlotSSMConfig as SlotSSMConfig
 from slotzoo.models.statm import STATMConfig as STATMConfig, statm as statm
 from slotzoo.models.teco import TECO as TECO
 from slotzoo.models.teco_config import TECOConfig as TECOConfig

@@ -107,6 +107,14 @@ def _objects(config, key):
     return lambda model: model.loss(image, key=key, step=0)[0]
 
 
+def _slotssm(config, key):
+    video = jax.random.uniform(key, (3, config.resolution, config.resolution, config.in_channels))
+    side = config.out_resolution
+    batch = {"video": video, "label": jnp.int32(1), "image": jnp.zeros((side, side, config.out_channels))}
+    batch["depth"] = jnp.zeros((3, side, side, config.out_channels))
+    return lambda model: model.loss(batch, key=key)[0]
+
+
 def _set(config, key):
     image = jax.random.uniform(key, (config.resolution, config.resolution, config.in_channels))
     return lambda model: model(image, key=key).prediction
@@ -137,6 +145,7 @@ EXAMPLES = {
     "SlotAttentionConfig": _objects,
     "SlotAttentionSetConfig": _set,
     "GNMConfig": _objects,
+    "SlotSSMConfig": _slotssm,
     "SAViConfig": _track,
     "STATMConfig": _track,
 }
