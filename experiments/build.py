@@ -21,6 +21,7 @@ from slotzoo.models.registry import replaced, tiny
 from slotzoo.models.vqgan import VQGAN
 from slotzoo.tasks.first_stage import FirstStage
 from slotzoo.tasks.object_images import ObjectImagesConfig, ObjectImagesTask
+from slotzoo.tasks.object_videos import ObjectVideosConfig, ObjectVideosTask
 from slotzoo.tasks.set_prediction import SetPredictionConfig, SetPredictionTask
 from slotzoo.tasks.tokenizer import TokenizerTask, TokenizerTaskConfig
 from slotzoo.tasks.video_prediction import Rollout, VideoPredictionConfig, VideoPredictionTask
@@ -29,7 +30,7 @@ from slotzoo.train.mesh import check_batch_size, make_mesh
 from slotzoo.train.optimizer import OptimizerConfig
 
 
-AnyTask = TokenizerTask | VideoPredictionTask | ObjectImagesTask | SetPredictionTask
+AnyTask = TokenizerTask | VideoPredictionTask | ObjectImagesTask | ObjectVideosTask | SetPredictionTask
 
 
 def plugins(names: Sequence[str]) -> None:
@@ -140,6 +141,9 @@ def task(run: RunSettings) -> AnyTask:
     if run.task == "object_images":
         images = ObjectImagesConfig(pictures=run.eval.pictures)
         return ObjectImagesTask(replaced(images, run.options, what="options (of objects in images)"))
+    if run.task == "object_videos":
+        videos = ObjectVideosConfig(pictures=run.eval.pictures)
+        return ObjectVideosTask(replaced(videos, run.options, what="options (of objects in videos)"))
     if run.task == "set_prediction":
         sets = SetPredictionConfig(pictures=run.eval.pictures)
         return SetPredictionTask(replaced(sets, run.options, what="options (of set prediction)"))

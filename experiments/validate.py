@@ -21,7 +21,7 @@ S = TypeVar("S")
 
 CHOICES = {
     "scale": ("auto", "paper", "tiny"),
-    "task": ("tokenizer", "video_prediction", "object_images", "set_prediction"),
+    "task": ("tokenizer", "video_prediction", "object_images", "object_videos", "set_prediction"),
     "background_detection": ("spread_out", "concentrated", "both"),
     "background_metric": ("area", "distance"),
     "data.on_error": ("raise", "skip"),

@@ -68,6 +68,14 @@ def has_background(config: Any) -> bool:
     return config.conditioning == "segmentation"
 
 
+def emptied(model: Any) -> Callable[[Any], Any] | None:
+    """A function from a state to the same one with nothing remembered; None for a model without a memory."""
+    predictor = getattr(model, "predictor", None)
+    if predictor is None or predictor.init_memory(1) is None:
+        return None
+    return lambda state: state._replace(memory=predictor.init_memory(len(state.slots)))
+
+
 def follow(
     model: Any,
     clip: Mapping[str, Array],

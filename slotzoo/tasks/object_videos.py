@@ -33,6 +33,7 @@ from slotzoo.ops import batch_map
 from slotzoo.prng import stream
 from slotzoo.tasks.follow import (
     conditions_of,
+    emptied,
     follow,
     has_background,
     painted_boxes,
@@ -220,7 +221,7 @@ def _measure(
     """Every number of every clip of a batch, NaN where it is not defined."""
     config = model.config
     true_count = 1 + (clips["boxes"].shape[-2] if "boxes" in clips else most_objects)
-    forgetful = getattr(model, "forget", None)  # a memory that the authors' evaluation drops between slices
+    forgetful = emptied(model)  # a memory is dropped between slices by the authors' evaluation
 
     def one(clip: dict[str, Array], key: Array) -> dict[str, Array]:
         followed = follow(model, clip, chunk=chunk, key=key)

@@ -68,11 +68,18 @@ class Follower(eqx.Module):
         return sum(terms.values(), jnp.float32(0)), terms
 
 
+class Clock(eqx.Module):
+    """What a model with a memory has for a predictor."""
+
+    def init_memory(self, num_slots):
+        return jnp.int32(0)
+
+
 class Forgetful(Follower):
     """With a memory that the authors' evaluation empties between slices."""
 
+    predictor: Clock
+
     def __init__(self, config: FollowerConfig = FollowerConfig(), stamina: int = 10**6):
         super().__init__(config, stamina)
-
-    def forget(self, state):
-        return state._replace(memory=jnp.int32(0))
+        self.predictor = Clock()
