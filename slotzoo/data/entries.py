@@ -21,8 +21,8 @@ _FLAGS = (
     "seed_splits",
 )
 _NUMBERS = ("balls", "clips", "length", "max_objects", "min_objects", "periods", "seed", "size")
-_WORDS = ("crop", "depth_scale", "rule", "variant")
-_OPTIONAL = ("max_objects", "size")
+_WORDS = ("config", "crop", "depth_scale", "rule", "test_split", "variant")
+_OPTIONAL = ("config", "max_objects", "size")
 
 
 def check_option(name: str, option: str, value: object) -> None:

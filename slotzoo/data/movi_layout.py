@@ -139,21 +139,18 @@ def ragged_boxes(mask: UInt8[np.ndarray, "time height width"], objects: int) -> 
     }
 
 
-def kept(clip: Mapping[str, np.ndarray], where: str) -> Record:
-    """The record of a whole clip."""
+def kept(clip: Mapping[str, np.ndarray], where: str, *, frames: int | None = None) -> Record:
+    """The record of a clip: its boxes over all `frames`, the rest over those that `clip` has."""
     boxes = dense_boxes(
         clip["instances/bboxes/flat"],
         clip["instances/bbox_frames/flat"],
         clip["instances/bboxes/row_lengths"],
-        len(clip["video"]),
+        frames or len(clip["video"]),
         where,
     )
-    return {
-        "video": clip["video"],
-        "mask": clip["segmentations"][..., 0],
-        "boxes": boxes,
-        "flow": clip["backward_flow"],
-        "flow_range": clip["metadata/backward_flow_range"],
-        "depth": clip["depth"],
-        "depth_range": clip["metadata/depth_range"],
-    }
+    out: Record = {"video": clip["video"], "mask": clip["segmentations"][..., 0], "boxes": boxes}
+    if "backward_flow" in clip:
+        out |= {"flow": clip["backward_flow"], "flow_range": clip["metadata/backward_flow_range"]}
+    if "depth" in clip:
+        out |= {"depth": clip["depth"], "depth_range": clip["metadata/depth_range"]}
+    return out

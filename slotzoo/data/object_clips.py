@@ -27,7 +27,7 @@ from slotzoo.data import clip_ops
 from slotzoo.data.clip_ops import Clip, DepthScale, Window
 from slotzoo.data.movi_layout import rescaled
 from slotzoo.data.resize import to_bytes
-from slotzoo.data.spec import FieldSpec, Record, WindowSource
+from slotzoo.data.spec import FieldSpec, Provenance, Record, WindowSource
 from slotzoo.errors import ConfigError, DataError, nearest
 
 
@@ -70,7 +70,7 @@ class ObjectClips:
 
     def __init__(
         self,
-        records: WindowSource,
+        origin: WindowSource,
         *,
         size: int | None = 64,
         max_objects: int = 10,
@@ -81,26 +81,33 @@ class ObjectClips:
         flip: bool = False,
     ):
         if max_objects < 1 or max_objects > 255:
-            raise ConfigError(f"{records.name}: max_objects must lie between 1 and 255, got {max_objects}.")
+            raise ConfigError(f"{origin.name}: max_objects must lie between 1 and 255, got {max_objects}.")
         if depth_scale not in DEPTH_SCALES:
             raise ConfigError(
-                f"{records.name} has no depth_scale={depth_scale!r}; it takes {', '.join(DEPTH_SCALES)}."
+                f"{origin.name} has no depth_scale={depth_scale!r}; it takes {', '.join(DEPTH_SCALES)}."
                 f"{nearest(depth_scale, DEPTH_SCALES)}"
             )
-        native = records.spec["video"].shape[1:3]
+        native = origin.spec["video"].shape[1:3]
         if native[0] != native[1]:
             raise DataError(
-                f"{records!r}: its frames are {native[0]} x {native[1]} pixels, expected square ones."
+                f"{origin!r}: its frames are {native[0]} x {native[1]} pixels, expected square ones."
             )
-        self.records: WindowSource = records
+        for wanted, field in ((flow, "flow"), (depth, "depth")):
+            if wanted and field not in origin.spec:
+                raise DataError(
+                    f"{origin!r} has no {field}; set data.options.{field}=false and train on another target, or "
+                    "give a root with it."
+                )
+        self.origin: WindowSource = origin
         self.size = int(size or native[0] or 0)
         self.max_objects, self.flow, self.depth = max_objects, flow, depth
         self.depth_scale: DepthScale = depth_scale
         self.random_crop, self.flip = random_crop, flip
-        self.name, self.provenance = records.name, records.provenance
+        self.name = origin.name
+        self.provenance: Provenance = origin.provenance
 
     def __repr__(self) -> str:
-        return f"ObjectClips({self.records!r}, size={self.size}, max_objects={self.max_objects})"
+        return f"ObjectClips({self.origin!r}, size={self.size}, max_objects={self.max_objects})"
 
     @property
     def spec(self) -> dict[str, FieldSpec]:
@@ -115,24 +122,24 @@ class ObjectClips:
     @property
     def fingerprint(self) -> str:
         """Of the records: what is made of them is said by the options."""
-        return self.records.fingerprint
+        return self.origin.fingerprint
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.origin)
 
     def __getitem__(self, index: int) -> Record:
-        return self.made(self.records[index])
+        return self.made(self.origin[index])
 
     def frames(self, index: int) -> int:
         """Length of a clip."""
-        return self.records.frames(index)
+        return self.origin.frames(index)
 
     def window(self, index: int, start: int, length: int) -> Record:
-        return self.made(self.records.window(index, start, length))
+        return self.made(self.origin.window(index, start, length))
 
     def augmented(self, index: int, start: int, length: int, rng: np.random.Generator) -> Record:
         """A window of a clip, cropped and mirrored at random as the options say."""
-        record = self.records.window(index, start, length)
+        record = self.origin.window(index, start, length)
         window = clip_ops.sample_window(rng, record["video"].shape[1:3]) if self.random_crop else None
         return self.made(record, window, mirrored=self.flip and bool(rng.integers(2)))
 
@@ -165,4 +172,4 @@ class ObjectClips:
         return out
 
     def close(self) -> None:
-        self.records.close()
+        self.origin.close()

@@ -210,7 +210,7 @@ def prepare(
     `on_error="skip"` at most `max_skips` corrupted clips are left out and listed in the manifest.
     """
     folder = pathlib.Path(folder)
-    source = source.records if isinstance(source, View) else source
+    source = source.origin if isinstance(source, View) else source
     chunk = int(getattr(source, "chunk", _CHUNK)) if chunk is None else chunk
     if len(source) == 0:
         raise DataError(f"{source!r} has no records; there is nothing to prepare.")

@@ -15,6 +15,7 @@ from slotzoo.data.reasoning_sets import REASONING_SETS
 from slotzoo.data.sources.array_record import MANIFEST, ArrayRecordSource
 from slotzoo.data.sources.folders import checked_root
 from slotzoo.data.spec import Source
+from slotzoo.data.tracking_sets import TRACKING_SETS
 from slotzoo.data.video_sets import VIDEO_SETS
 from slotzoo.errors import ConfigError, DataError, nearest
 
@@ -26,6 +27,7 @@ _ENTRIES: dict[str, Entry] = {
     **VIDEO_SETS,
     **IMAGE_SETS,
     **REASONING_SETS,
+    **TRACKING_SETS,
 }
 
 

@@ -78,7 +78,7 @@ class View(Source, Protocol):
     """A source that makes its records of another one's, as options say; those others are what is prepared."""
 
     @property
-    def records(self) -> Source: ...
+    def origin(self) -> Source: ...
 
 
 def frames_of(record: Record, spec: Mapping[str, FieldSpec]) -> int:

@@ -4,22 +4,19 @@ Features: `video` (time, side, side) codes of the VQ-GAN, `actions` (time,). `fe
 where it is absent, the side follows from the two lengths.
 """
 
-import bisect
 import functools
-import hashlib
-import itertools
 import json
 import math
 import pathlib
-import re
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from slotzoo.data.sources.folders import checked_root, contents, provenance_of
+from slotzoo.data.sources.folders import checked_root, provenance_of
+from slotzoo.data.sources.tfds_shards import Shards, version_folder
 from slotzoo.data.spec import FieldSpec, Provenance, Record, check_record
 from slotzoo.data.synthetic.layout import ACTIONS
-from slotzoo.data.tfrecord import Place, index_file, parse_example, read_at
+from slotzoo.data.tfrecord import parse_example
 from slotzoo.errors import DataError
 
 
@@ -32,20 +29,6 @@ def encoded_spec(side: int | None = 16, codes: int = 1024) -> dict[str, FieldSpe
         "tokens": FieldSpec((None, side, side), "int32", 0, codes - 1, "codes of the tokenizer"),
         "actions": FieldSpec((None,), "int32", 0, ACTIONS - 1, "id of the action that led to the frame"),
     }
-
-
-def _version_folder(root: pathlib.Path, split: str) -> pathlib.Path:
-    """`root` itself or its newest version folder, whichever holds the shards."""
-    versions = [path for path in root.iterdir() if path.is_dir() and re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
-    newest = sorted(versions, key=lambda path: [int(part) for part in path.name.split(".")], reverse=True)
-    for folder in (*newest, root):
-        if any(folder.glob(f"*-{split}.tfrecord*")):
-            return folder
-    raise DataError(
-        f"data.root={root} has no shards of split {split!r}: {contents(newest[0] if newest else root)}; "
-        f"expected {root}/1.0.0/*-{split}.tfrecord-* (TFDS, as TECO publishes it) or "
-        f"{root}/{split}/manifest.json (prepared)."
-    )
 
 
 def _declared_side(folder: pathlib.Path) -> int | None:
@@ -69,15 +52,6 @@ def _declared_side(folder: pathlib.Path) -> int | None:
         raise DataError(f"{path}: not the features of an encoded video set ({error}).") from error
 
 
-def _declared_lengths(folder: pathlib.Path, split: str) -> list[int] | None:
-    path = folder / "dataset_info.json"
-    try:
-        splits: list[dict[str, Any]] = json.loads(path.read_text())["splits"]
-        return next([int(n) for n in s["shardLengths"]] for s in splits if s["name"] == split)
-    except (OSError, ValueError, KeyError, TypeError, StopIteration):
-        return None
-
-
 class EncodedSource:
     """Records in the order of the shards, read at random through the offsets of their headers, checksums
     verified."""
@@ -87,21 +61,14 @@ class EncodedSource:
     ):
         self.name = name
         root = checked_root(root, name)
-        folder = _version_folder(root, split)
+        expected = (
+            f"{root}/1.0.0/*-{split}.tfrecord-* (TFDS, as TECO publishes it) or {root}/{split}/manifest.json "
+            "(prepared)"
+        )
+        folder = version_folder(root, split, expected)
         self._root, self.split = root, split
         self.provenance: Provenance = provenance_of(root)
-        self._files = sorted(folder.glob(f"*-{split}.tfrecord*"))
-        self._places = [index_file(path) for path in self._files]
-        lengths = _declared_lengths(folder, split)
-        if lengths is not None and len(lengths) == len(self._files):
-            for path, places, length in zip(self._files, self._places, lengths, strict=True):
-                if len(places) > length:
-                    raise DataError(f"{path}: {len(places)} records, dataset_info.json says {length}.")
-                # Records after a torn one still count, so that their loss is reported and the numbering stays.
-                places += [Place(0, 0, "it is missing from the file")] * (length - len(places))
-        self._ends = list(itertools.accumulate(len(places) for places in self._places))
-        if not self._ends[-1]:
-            raise DataError(f"{folder}: the shards of split {split!r} hold no records.")
+        self._shards = Shards(folder, split)
         self._side, self._codes = _declared_side(folder), codes
 
     def __repr__(self) -> str:
@@ -113,8 +80,7 @@ class EncodedSource:
 
     @functools.cached_property
     def _fingerprint(self) -> str:
-        sizes = [f"{path.relative_to(self._root)}:{path.stat().st_size}" for path in self._files]
-        return hashlib.sha256("\n".join(sizes).encode()).hexdigest()[:16]
+        return self._shards.fingerprint(self._root)
 
     @property
     def fingerprint(self) -> str:
@@ -122,16 +88,11 @@ class EncodedSource:
         return self._fingerprint
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return len(self._shards)
 
     def __getitem__(self, index: int) -> Record:
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        shard = bisect.bisect_right(self._ends, index)
-        within = index - (self._ends[shard - 1] if shard else 0)
-        path = self._files[shard]
-        where = f"{path}, record {within} (clip {index})"
-        features = parse_example(read_at(path, self._places[shard][within], where), where)
+        where = self._shards.where(index)
+        features = parse_example(self._shards.read(index), where)
         values = {}
         for name in ("video", "actions"):
             value = features.get(name)

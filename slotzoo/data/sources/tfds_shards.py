@@ -1,0 +1,79 @@
+"""The TFRecord shards of a split in a folder that TensorFlow Datasets wrote, read at random."""
+
+import bisect
+import hashlib
+import itertools
+import json
+import pathlib
+import re
+from typing import Any
+
+from slotzoo.data.sources.folders import contents
+from slotzoo.data.tfrecord import Place, index_file, read_at
+from slotzoo.errors import DataError
+
+
+def version_folder(root: pathlib.Path, split: str, expected: str) -> pathlib.Path:
+    """`root` itself or its newest version folder, whichever holds the shards; `expected` says in the error where."""
+    versions = [path for path in root.iterdir() if path.is_dir() and re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
+    newest = sorted(versions, key=lambda path: [int(part) for part in path.name.split(".")], reverse=True)
+    for folder in (*newest, root):
+        if any(folder.glob(f"*-{split}.tfrecord*")):
+            return folder
+    raise DataError(
+        f"data.root={root} has no shards of split {split!r}: {contents(newest[0] if newest else root)}; "
+        f"expected {expected}."
+    )
+
+
+def _declared_lengths(folder: pathlib.Path, split: str) -> list[int] | None:
+    path = folder / "dataset_info.json"
+    try:
+        splits: list[dict[str, Any]] = json.loads(path.read_text())["splits"]
+        return next([int(n) for n in s["shardLengths"]] for s in splits if s["name"] == split)
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        return None
+
+
+class Shards:
+    """Records in the order of the shards, read through the offsets of their headers, checksums verified.
+
+    The places of a torn shard's lost records still count, so that their loss is reported and the numbering stays.
+    """
+
+    def __init__(self, folder: pathlib.Path, split: str):
+        self.folder, self.split = folder, split
+        self.files = sorted(folder.glob(f"*-{split}.tfrecord*"))
+        self._places = [index_file(path) for path in self.files]
+        lengths = _declared_lengths(folder, split)
+        if lengths is not None and len(lengths) == len(self.files):
+            for path, places, length in zip(self.files, self._places, lengths, strict=True):
+                if len(places) > length:
+                    raise DataError(f"{path}: {len(places)} records, dataset_info.json says {length}.")
+                places += [Place(0, 0, "it is missing from the file")] * (length - len(places))
+        self._ends = list(itertools.accumulate(len(places) for places in self._places))
+        if not self._ends or not self._ends[-1]:
+            raise DataError(f"{folder}: the shards of split {split!r} hold no records.")
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def _find(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        shard = bisect.bisect_right(self._ends, index)
+        return shard, index - (self._ends[shard - 1] if shard else 0)
+
+    def where(self, index: int) -> str:
+        """File and record, to begin a sentence with."""
+        shard, within = self._find(index)
+        return f"{self.files[shard]}, record {within} (clip {index})"
+
+    def read(self, index: int) -> bytes:
+        shard, within = self._find(index)
+        return read_at(self.files[shard], self._places[shard][within], self.where(index))
+
+    def fingerprint(self, root: pathlib.Path) -> str:
+        """Of the paths under `root` and the sizes of the files."""
+        sizes = [f"{path.relative_to(root)}:{path.stat().st_size}" for path in self.files]
+        return hashlib.sha256("\n".join(sizes).encode()).hexdigest()[:16]
