@@ -13,23 +13,20 @@ from slotzoo.ops.sharding import per_device
 Form = Callable[..., Any]
 
 
-def choose(
-    forms: Mapping[str, Form], implementation: str, *, cpu: str, other: str, kernel: Callable[[], bool]
-) -> Form:
+def choose(forms: Mapping[str, Form], implementation: str, *, cpu: str, other: str, kernel: bool) -> Form:
     """The form to call, on each device's part of its arguments.
 
     **Arguments**
     - `forms`: every form by the name of its implementation; the kernel is `"pallas"`.
     - `cpu`, `other`: which of them is fastest on a CPU, and elsewhere where there is no kernel.
-    - `kernel`: whether the kernel can run on the arguments. Asked only where it would be compiled for a GPU, as
-      the answer brings its compiler with it.
+    - `kernel`: whether the kernel is among them and can run on the arguments, if compiled for a GPU.
     """
     if implementation != "auto":
         return per_device(forms[implementation])
     if not compiling_for_gpu():
         return per_device(forms[cpu if jax.default_backend() == "cpu" else other])
     choices = {"cpu": forms[cpu], "default": forms[other]}
-    if kernel():
+    if kernel:
         choices["cuda"] = forms["pallas"]
     # Decided when the program is lowered: one compiled elsewhere for a GPU has the kernel in it.
     return per_device(lambda *args: lax.platform_dependent(*args, **choices))

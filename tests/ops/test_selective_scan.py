@@ -9,7 +9,8 @@ import pytest
 
 from slotzoo.errors import ShapeError
 from slotzoo.ops import selective_scan, selective_step
-from tests.ops.scan_cases import CASES, answer, run
+from slotzoo.ops.device import compiling_for_gpu
+from tests.ops.scan_cases import CASES, KERNEL_CASES, answer, run
 from tests.tolerance import assert_close, tolerance
 
 
@@ -17,12 +18,15 @@ IMPLEMENTATIONS = ("reference", "sequential", "associative", "chunked")
 EVERY = [
     *((name, case) for name in IMPLEMENTATIONS for case in CASES),
     ("auto", CASES[0]),
+    *(("pallas", case) for case in KERNEL_CASES),
 ]
 
 
 @pytest.mark.parametrize("name, case", EVERY, ids=lambda x: getattr(x, "name", x))
 def test_values_and_gradients(name, case):
-    y, state, grads = run(case, functools.partial(selective_scan, implementation=name))
+    # On a GPU the kernel itself, elsewhere in Pallas's interpreter.
+    interpret = name == "pallas" and not compiling_for_gpu()
+    y, state, grads = run(case, functools.partial(selective_scan, implementation=name, interpret=interpret))
     expected, expected_state, expected_grads = answer(case)
     arguments, *_ = case.arguments()
     assert y.dtype == case.dtype and state.dtype == ("complex64" if case.complex else "float32")

@@ -1,18 +1,20 @@
 """The selective scan of Mamba-1: the public functions and the choice of implementation."""
 
 import functools
+import importlib
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
-from slotzoo.errors import ShapeError
+from slotzoo.errors import ConfigError, ShapeError
 from slotzoo.ops import dispatch
+from slotzoo.ops.device import compiling_for_gpu
 from slotzoo.ops.selective_scan import chunked, reference, sequential
 
 
-Implementation = Literal["auto", "reference", "sequential", "associative", "chunked"]
+Implementation = Literal["auto", "reference", "sequential", "associative", "chunked", "pallas"]
 CHUNK = 16  # steps whose states the backward pass computes again, from the one that is kept
 CHUNK_PARALLEL = 64  # the same where a chunk is one parallel scan: fewer, larger programs on a GPU
 
@@ -44,6 +46,7 @@ def selective_scan(
     delta_softplus: bool = False,
     initial_state: Inexact[Array, "channel state"] | None = None,
     implementation: Implementation = "auto",
+    interpret: bool = False,
 ) -> Scanned:
     """h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t and y_t = (C_t h_t + D u_t) silu(z_t), for all t.
 
@@ -58,8 +61,10 @@ def selective_scan(
     - `D`: what skips the state; `z`: the gate. None leaves them out.
     - `initial_state`: the state before the first step; zero if None.
     - `implementation`: `"reference"` is one `jax.lax.scan`, `"sequential"` the same loop laid out for CPUs,
-      `"associative"` a `jax.lax.associative_scan`, `"chunked"` the same within chunks of time. `"auto"` takes the
-      fastest that can run on the platform that the program is compiled for.
+      `"associative"` a `jax.lax.associative_scan`, `"chunked"` the same within chunks of time,
+      `"pallas"` a kernel for NVIDIA GPUs from Hopper on, for real `A`. `"auto"` takes the fastest that can run on
+      the platform that the program is compiled for.
+    - `interpret`: run the kernel of `"pallas"` in Pallas's interpreter, anywhere and slowly (for tests).
 
     **Returns** `(y, state)`: y in the dtype of `u`, and the last state. The state is float32 at least (complex64
     with complex `A`), whatever the inputs.
@@ -69,16 +74,19 @@ def selective_scan(
     computes the others again.
 
     Source: Gu and Dao, Mamba: Linear-Time Sequence Modeling with Selective State Spaces, 2023, algorithm 2.
-    **Raises** `ShapeError` if shapes do not fit together.
+    **Raises** `ShapeError` if shapes do not fit together, `ConfigError` if a named implementation cannot run.
     """
-    time, channel = u.shape
+    time = u.shape[0]
     dtype = _state_dtype(u, A)
     b, c = (_laid_out(name, m, time, A, dtype) for name, m in (("B", B), ("C", C)))
     h0 = jnp.zeros(A.T.shape, dtype) if initial_state is None else initial_state.T.astype(dtype)
     length = step_length(delta, delta_bias, delta_softplus, dtype)
     if time == 0:
         return Scanned(u, h0.T)
-    y, h = _scan(_Options(implementation), u, length, A.T.astype(dtype), b, c, h0)
+    args = (u, length, A.T.astype(dtype), b, c, h0)
+    if implementation == "pallas":
+        _require_kernel(args, interpret)
+    y, h = _scan(_Options(implementation, interpret), *args)
     return Scanned(_gated(y, u, D, z), h.T)
 
 
@@ -158,8 +166,29 @@ def _gated(y: Array, u: Array, D: Array | None, z: Array | None) -> Array:
     return y.astype(u.dtype)
 
 
+def _kernel() -> Any:
+    # Imported when first needed: it brings a compiler with it, which takes half a second.
+    return importlib.import_module("slotzoo.ops.selective_scan.pallas_gpu")
+
+
+def _unfit(args: tuple[Array, ...]) -> str | None:
+    u, _, a, b, c, *_ = args
+    return _kernel().unfit(u, a, b, c)
+
+
+def _require_kernel(args: tuple[Array, ...], interpret: bool) -> None:
+    reason = _unfit(args)
+    if reason is None and not interpret and not compiling_for_gpu():
+        reason = f"the platform is {jax.default_backend()!r} and the kernel is written for NVIDIA GPUs"
+    if reason is not None:
+        raise ConfigError(
+            f"selective_scan(implementation='pallas') cannot run: {reason}. 'auto' takes one that can."
+        )
+
+
 class _Options(NamedTuple):
     implementation: Implementation
+    interpret: bool
 
 
 def _primal(options: _Options, *args: Array) -> tuple[Array, Array]:
@@ -183,16 +212,20 @@ def _run(direction: Literal["forward", "backward"], options: _Options, *args: Ar
     """The chosen implementation's `direction` on each device's part of `args`."""
     time = args[0].shape[0]
 
-    def of(module: Any, chunk: int) -> dispatch.Form:
-        return functools.partial(getattr(module, direction), chunk=min(chunk, time), **extra)
+    # All forms that "auto" chooses from keep the same states.
+    kernel = options.implementation == "pallas" or (compiling_for_gpu() and _unfit(args) is None)
+    chunk = _kernel().CHUNK if kernel else CHUNK
+
+    def of(module: Any, chunk: int, **more: bool) -> dispatch.Form:
+        return functools.partial(getattr(module, direction), chunk=min(chunk, time), **extra, **more)
 
     forms = {
         "reference": of(reference, time),
-        "sequential": of(sequential, CHUNK),
+        "sequential": of(sequential, chunk),
         "associative": of(chunked, time),
-        "chunked": of(chunked, CHUNK_PARALLEL),
+        "chunked": of(chunked, chunk if kernel else CHUNK_PARALLEL),
     }
-    found = dispatch.choose(
-        forms, options.implementation, cpu="sequential", other="chunked", kernel=lambda: False
-    )
+    if kernel:
+        forms["pallas"] = of(_kernel(), chunk, interpret=options.interpret)
+    found = dispatch.choose(forms, options.implementation, cpu="sequential", other="chunked", kernel=kernel)
     return found(*args)
