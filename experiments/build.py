@@ -20,9 +20,12 @@ from slotzoo.models import create_model, model_config
 from slotzoo.models.registry import replaced, tiny
 from slotzoo.models.vqgan import VQGAN
 from slotzoo.tasks.first_stage import FirstStage
+from slotzoo.tasks.localisation import LocalisationConfig, LocalisationTask
 from slotzoo.tasks.object_images import ObjectImagesConfig, ObjectImagesTask
 from slotzoo.tasks.object_videos import ObjectVideosConfig, ObjectVideosTask
 from slotzoo.tasks.set_prediction import SetPredictionConfig, SetPredictionTask
+from slotzoo.tasks.slot_pictures import SlotPicturesConfig, SlotPicturesTask
+from slotzoo.tasks.slot_prediction import SlotPredictionConfig, SlotPredictionTask
 from slotzoo.tasks.tokenizer import TokenizerTask, TokenizerTaskConfig
 from slotzoo.tasks.video_prediction import Rollout, VideoPredictionConfig, VideoPredictionTask
 from slotzoo.train.loop import FitConfig
@@ -30,7 +33,16 @@ from slotzoo.train.mesh import check_batch_size, make_mesh
 from slotzoo.train.optimizer import OptimizerConfig
 
 
-AnyTask = TokenizerTask | VideoPredictionTask | ObjectImagesTask | ObjectVideosTask | SetPredictionTask
+AnyTask = (
+    TokenizerTask
+    | VideoPredictionTask
+    | ObjectImagesTask
+    | ObjectVideosTask
+    | SetPredictionTask
+    | SlotPicturesTask
+    | SlotPredictionTask
+    | LocalisationTask
+)
 
 
 def plugins(names: Sequence[str]) -> None:
@@ -150,8 +162,17 @@ def task(run: RunSettings) -> AnyTask:
     if run.task == "tokenizer":
         return TokenizerTask(replaced(TokenizerTaskConfig(), run.options, what="options (of the tokenizer)"))
     measured = run.eval
+    if run.task == "slot_pictures":
+        painted = SlotPicturesConfig(pictures=run.eval.pictures)
+        return SlotPicturesTask(replaced(painted, run.options, what="options (of pictures from slots)"))
+    if run.task == "slot_prediction":
+        predicted = SlotPredictionConfig(_rollouts(run), pictures=run.eval.pictures)
+        return SlotPredictionTask(replaced(predicted, run.options, what="options (of prediction by slots)"))
+    if run.task == "localisation":
+        found = LocalisationConfig(pictures=run.eval.pictures)
+        return LocalisationTask(replaced(found, run.options, what="options (of localisation)"))
     config = VideoPredictionConfig(
-        rollouts=tuple(Rollout(r.context, r.actions, r.length) for r in measured.rollouts),
+        rollouts=_rollouts(run),
         samples=measured.samples,
         temperature=measured.temperature,
         lpips=measured.lpips,
@@ -165,6 +186,10 @@ def task(run: RunSettings) -> AnyTask:
 def check_weights(of: AnyTask) -> None:
     """Load the networks that the task measures or trains with. Raises `WeightsError` where they are missing."""
     if isinstance(of, TokenizerTask):
+def _rollouts(run: RunSettings) -> tuple[Rollout, ...]:
+    return tuple(Rollout(r.context, r.actions, r.length) for r in run.eval.rollouts)
+
+
         of.frozen()
     elif isinstance(of, VideoPredictionTask):
         _ = of.networks
@@ -202,6 +227,8 @@ def complete(run: RunSettings, tokenizer: VQGAN | None, spec: Mapping[str, Field
     elif "video" in spec and hasattr(config, "resolution"):
         derived = {"resolution": spec["video"].shape[1], "in_channels": spec["video"].shape[3]}
     elif "image" in spec:
+    elif "video" in spec and hasattr(config, "patch_grid"):
+        derived = _slot_video_fields(run, config, spec)
         derived = _image_fields(run, spec["image"])
     derived = {name: value for name, value in derived.items() if value is not None and hasattr(config, name)}
     for name, value in derived.items():
@@ -217,6 +244,35 @@ def _image_fields(run: RunSettings, image: FieldSpec) -> dict[str, Any]:
     if height != width:
         raise ConfigError(
             f"data={run.data.name}: images of {height} x {width} pixels; the models of images take square ones, set "
+def _hinted_slots(run: RunSettings, boxes: FieldSpec, config: Any) -> dict[str, Any]:
+    """A slot for every object that the first frame may show, and one for the background."""
+    objects = boxes.shape[1] or 0
+    background = config.conditioning == "segmentation" or getattr(config, "background", None) is not None
+    wanted = objects + background
+    written = run.model.get("num_slots", wanted)
+    if written < wanted:
+        raise ConfigError(
+            f"model.num_slots={written}: the clips name up to {objects} objects, and the background takes "
+            f"{'one slot' if background else 'none'}; leave it out (then it is {wanted}), or take fewer objects with "
+            f"data.options.max_objects={written - background}."
+        )
+    # Segments leave surplus slots empty; boxes make as many slots as there are boxes.
+    return {"num_slots": max(written, wanted) if config.conditioning == "segmentation" else wanted}
+
+
+def _slot_video_fields(run: RunSettings, config: Any, spec: Mapping[str, FieldSpec]) -> dict[str, Any]:
+    """Of a SlotSSM: frames may be cut into squares, one a step, and what it paints has a size of its own."""
+    _, side, width, channels = spec["video"].shape
+    grid = run.model.get("patch_grid", config.patch_grid)
+    if side != width or side is None or side % grid:
+        raise ConfigError(
+            f"data={run.data.name}: frames of {side} x {width} pixels; the model takes square ones that "
+            f"model.patch_grid={grid} divides, set data.size."
+        )
+    painted = spec["target"].shape[0] if "target" in spec else side
+    return {"resolution": side // grid, "in_channels": channels, "out_resolution": painted}
+
+
             "data.size."
         )
     return {"resolution": height, "channels": channels, "in_channels": channels}

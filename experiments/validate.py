@@ -21,7 +21,16 @@ S = TypeVar("S")
 
 CHOICES = {
     "scale": ("auto", "paper", "tiny"),
-    "task": ("tokenizer", "video_prediction", "object_images", "object_videos", "set_prediction"),
+    "task": (
+        "tokenizer",
+        "video_prediction",
+        "object_images",
+        "object_videos",
+        "set_prediction",
+        "slot_pictures",
+        "slot_prediction",
+        "localisation",
+    ),
     "background_detection": ("spread_out", "concentrated", "both"),
     "background_metric": ("area", "distance"),
     "data.on_error": ("raise", "skip"),
@@ -118,7 +127,11 @@ def _check_type(argument: str, owner: Any, field: str) -> None:
 
 def with_scale(config: DictConfig, overrides: Iterable[str], accelerator: bool) -> DictConfig:
     """Resolve `scale=auto` and apply the experiment's `tiny` section; what the user typed wins over both."""
-    config = typing.cast(DictConfig, config.copy())
+    config, overrides = typing.cast(DictConfig, config.copy()), list(overrides)
+    named = any(o.startswith("name=") for o in overrides)
+    other = [o.removeprefix("model=") for o in overrides if o.startswith("model=")]
+    if other and not named and not OmegaConf.is_missing(config, "name"):
+        config.name = f"{config.name}_{other[-1]}"  # another model is another run
     if config.scale == "auto":
         config.scale = "paper" if accelerator else "tiny"
     if config.scale == "tiny" and not OmegaConf.is_missing(config, "task"):  # without an experiment: said later
@@ -135,7 +148,7 @@ def with_scale(config: DictConfig, overrides: Iterable[str], accelerator: bool) 
         except OmegaConfBaseException as error:
             raise ConfigError(f"The experiment's tiny section does not fit: {_first_line(error)}") from error
         config.scale = "tiny"
-        if not any(o.startswith("name=") for o in typed):
+        if not named:
             config.name = f"{config.name}_tiny"
     config.tiny = {}
     return config
