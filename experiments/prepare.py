@@ -1,5 +1,6 @@
 """`python -m experiments.prepare data=dmlab data.root=... out=...`: convert a data set once to ArrayRecord."""
 
+import dataclasses
 from pathlib import Path
 
 import hydra
@@ -42,18 +43,20 @@ def prepare(config: DictConfig) -> int:
     out = Path(asked.out).expanduser()
     if asked.encode is not None and asked.tokenizer is None:
         asked.tokenizer = _own_tokenizer(asked.data.name, Path(asked.runs_dir).expanduser())
-    if asked.tokenizer is not None and asked.format == "teco":
+    if asked.tokenizer is not None and asked.format != "array_record":
         raise ConfigError(
-            "format=teco writes frames; leave tokenizer and encode out, or take format=array_record."
+            f"format={asked.format} writes frames; leave tokenizer and encode out, or take format=array_record."
         )
+    published = asked.format in ("published", "teco")
     for split in asked.splits:
-        source = build.source(asked.data, split)
+        # A published layout may hold more than the records that a cache keeps.
+        source = build.source(dataclasses.replace(asked.data, cache=None) if published else asked.data, split)
         if asked.tokenizer is not None:
             from experiments.encode import EncodedClips
             from experiments.first_stage import load_tokenizer
 
             source = EncodedClips(source, load_tokenizer(asked.tokenizer))
-        if asked.format == "teco":
+        if published:
             export_published(source, out, split)
         else:
             workers = 1 if asked.tokenizer is not None else asked.workers
@@ -65,7 +68,9 @@ def prepare(config: DictConfig) -> int:
                 max_skips=asked.data.max_skips,
                 progress=cli.progress(split),
             )
-        print(f"{split}: {len(source)} clips of {source.name} ({source.provenance}) in {out / split}")
+        print(
+            f"{split}: {len(source)} clips of {source.name} ({source.provenance}) in {out if published else out / split}"
+        )
     return 0
 
 

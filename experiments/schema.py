@@ -19,6 +19,7 @@ class DataSettings:
     root: str | None = None  # the published data set (folder or file); without it a double is generated
     length: int = 300  # frames of a training clip
     test_length: int | None = None  # frames of a held-out clip, for longer rollouts; default: length
+    stride: int = 1  # frames between the places where a training clip may begin
     size: int = 64  # side of a frame in pixels (of the double; a real set has its own)
     clips: int = 2000  # training clips of the double
     test_clips: int = 64  # held-out clips of the double
@@ -233,7 +234,7 @@ class PrepareSettings:
     out: str = MISSING
     splits: list[str] = dataclasses.field(default_factory=lambda: ["train", "test"])
     workers: int = 2
-    format: str = "array_record"  # array_record | teco (the layout that the set is published in)
+    format: str = "array_record"  # array_record | published (the layout of the set; teco is another name)
     encode: str | None = (
         None  # vqgan: write tokens, those of `tokenizer`, else of the set's own finished VQ-GAN
     )

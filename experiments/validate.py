@@ -42,12 +42,13 @@ CHOICES = {
     "mesh.strategy": ("replicated", "fsdp"),
     "logger.progress": ("auto", "bar", "plain"),
     "split": ("train", "val", "test"),
-    "format": ("array_record", "teco"),
+    "format": ("array_record", "published", "teco"),
     "encode": ("vqgan",),
 }
 POSITIVE = (
     "data.length",
     "data.test_length",
+    "data.stride",
     "data.size",
     "data.clips",
     "data.test_clips",

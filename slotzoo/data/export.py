@@ -6,22 +6,18 @@ from typing import cast
 
 import numpy as np
 
-from slotzoo.data.sources.folders import PROVENANCE
-from slotzoo.data.spec import Source
+from slotzoo.data.export_movi import export_movi
+from slotzoo.data.sources.folders import mark
+from slotzoo.data.spec import Source, View
+from slotzoo.data.synthetic.movi import MoviScenes
 from slotzoo.data.tfrecord import build_example, write_file
 from slotzoo.errors import DataError
-
-
-def _mark(source: Source, root: pathlib.Path) -> None:
-    """Say what the files are: nobody should take an embedded double for the published set."""
-    root.mkdir(parents=True, exist_ok=True)
-    (root / PROVENANCE).write_text(json.dumps({"provenance": source.provenance, "source": repr(source)}))
 
 
 def export_teco(source: Source, root: str | pathlib.Path, split: str, *, per_folder: int = 100) -> pathlib.Path:
     """Write `<root>/<split>/<number>/<number>.npz` with `video` and `actions`, as TECO publishes DMLab."""
     root = pathlib.Path(root)
-    _mark(source, root)
+    mark(source, root)
     for index in range(len(source)):
         folder = root / split / f"{index // per_folder:04d}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -38,7 +34,7 @@ def export_moving_mnist(
     From a source that holds one file of many clips this is the split of that file.
     """
     root = pathlib.Path(root)
-    _mark(source, root)
+    mark(source, root)
     for index in range(len(source)):
         folder = root / split / f"{index // per_folder:04d}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +54,7 @@ def export_mp4(
         import av
     except ImportError as error:
         raise DataError("Writing mp4 needs PyAV: install slotzoo[video].") from error
-    _mark(source, root)
+    mark(source, root)
     for index in range(len(source)):
         path = root / split / f"{index // per_folder:04d}" / f"{index:06d}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +73,9 @@ def export_mp4(
 
 def export_published(source: Source, root: str | pathlib.Path, split: str) -> pathlib.Path:
     """Write a video set in the layout that it is published in."""
+    source = source.origin if isinstance(source, View) else source
+    if isinstance(source, MoviScenes):
+        return export_movi(source, root, split)
     writers = {"moving_mnist": export_moving_mnist, "minecraft": export_mp4, "habitat": export_mp4}
     if source.name not in writers and "actions" not in source.spec:
         raise DataError(f"The data set {source.name!r} has no layout of video files to be written in.")
@@ -88,7 +87,7 @@ def export_encoded(source: Source, root: str | pathlib.Path, split: str, *, shar
     """Write `<root>/1.0.0` as TFDS lays out TECO's encoded sets: features.json, dataset_info.json, TFRecord
     shards."""
     root = pathlib.Path(root)
-    _mark(source, root)
+    mark(source, root)
     folder = root / "1.0.0"
     folder.mkdir(exist_ok=True)
     shapes = {

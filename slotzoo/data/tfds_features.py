@@ -16,17 +16,33 @@ from slotzoo.data.tfrecord import Features
 from slotzoo.errors import DataError
 
 
-Coding = Literal["tensor", "png", "text"]
+Kind = Literal["Tensor", "ClassLabel", "BBoxFeature", "Text", "Image", "Video"]
+_DTYPES: dict[Kind, str] = {
+    "Tensor": "float32",
+    "ClassLabel": "int64",
+    "BBoxFeature": "float32",
+    "Text": "str",
+    "Image": "uint8",
+    "Video": "uint8",
+}
 _RAGGED = ("ragged_flat_values", "ragged_row_lengths_0")
 
 
 class Declared(NamedTuple):
-    """One feature: `shape` with all its axes, None where the length varies; `ragged` if its first two do."""
+    """One feature: `shape` with all its axes, None where the length varies; `ragged` if its first two do.
 
-    coding: Coding
+    `kind` is TFDS's class of it, or of what a sequence holds; `classes` counts those of a label.
+    """
+
+    kind: Kind
     dtype: str
     shape: tuple[int | None, ...]
     ragged: bool = False
+    classes: int = 0
+
+    @property
+    def picture(self) -> bool:
+        return self.kind in ("Image", "Video")
 
     def keys(self, name: str) -> list[str]:
         """The keys under which it lies in an Example."""
@@ -60,21 +76,21 @@ def _collect(
         size = None if length is None or int(length) < 0 else int(length)
         _collect(body["feature"], name, (*outer, size), found)
         return
-    dtype = {"Text": "str", "ClassLabel": "int64", "BBoxFeature": "float32", "Image": "uint8", "Video": "uint8"}
-    coding: Coding = "png" if kind in ("Image", "Video") else "text" if kind == "Text" else "tensor"
-    if kind not in (*dtype, "Tensor", "Scalar"):
+    known: dict[str, Kind] = {"Scalar": "Tensor", **{kind: kind for kind in _DTYPES}}
+    if kind not in known:
         raise ValueError(f"feature {'/'.join(name)!r} is of the kind {kind}, which is not read")
-    if coding == "png" and (body.get("encodingFormat") or "png").lower() != "png":
+    leaf = known[kind]
+    if leaf in ("Image", "Video") and (body.get("encodingFormat") or "png").lower() != "png":
         raise ValueError(f"feature {'/'.join(name)!r} is kept as {body['encodingFormat']}, only png is read")
-    if coding == "tensor" and body.get("encoding", "none").lower() != "none":
+    if leaf == "Tensor" and body.get("encoding", "none").lower() != "none":
         raise ValueError(
             f"feature {'/'.join(name)!r} is kept in the encoding {body['encoding']}, which is not read"
         )
-    own = (4,) if kind == "BBoxFeature" else _shape(body.get("shape"))
+    own = (4,) if leaf == "BBoxFeature" else _shape(body.get("shape"))
     varying = [i for i, size in enumerate(outer) if size is None]
-    found["/".join(name)] = Declared(
-        coding, str(body.get("dtype") or dtype.get(kind, "float32")), (*outer, *own), ragged=varying == [0, 1]
-    )
+    dtype = str(body.get("dtype") or _DTYPES[leaf])
+    classes = int(body.get("numClasses") or 0)
+    found["/".join(name)] = Declared(leaf, dtype, (*outer, *own), varying == [0, 1], classes)
 
 
 def _body(node: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -109,9 +125,9 @@ def decode(
             flat, lengths = np.asarray(values[0], kind.dtype), np.asarray(values[1], np.int64)
             out[f"{name}/flat"] = _shaped(flat, (None, *kind.shape[2:]), name, where)
             out[f"{name}/row_lengths"] = lengths
-        elif kind.coding == "png":
+        elif kind.picture:
             out[name] = _pictures(values[0], kind, some, f"{where}: {name!r}")
-        elif kind.coding == "text":
+        elif kind.kind == "Text":
             text = [entry.decode("utf-8", "replace") for entry in values[0]]
             out[name] = np.asarray(text if kind.shape else text[0])
         else:
@@ -123,11 +139,11 @@ def decode(
 
 def _entry(example: Features, key: str, kind: Declared, where: str) -> Any:
     value = example.get(key)
-    if isinstance(value, list) and not value and kind.coding == "tensor":
+    if isinstance(value, list) and not value and not (kind.picture or kind.kind == "Text"):
         return value  # a list of nothing does not say of what
-    wanted = kind.coding != "tensor"
+    wanted = kind.picture or kind.kind == "Text"
     if value is None or isinstance(value, list) != wanted or (wanted and not kind.shape and not len(value)):
-        what = "pictures" if kind.coding == "png" else "text" if kind.coding == "text" else "numbers"
+        what = "pictures" if kind.picture else "text" if wanted else "numbers"
         raise DataError(f"{where}: no feature {key!r} with {what}; found {', '.join(example) or 'nothing'}.")
     return value
 
@@ -169,9 +185,9 @@ def encode(arrays: Mapping[str, np.ndarray], declared: Mapping[str, Declared]) -
         if kind.ragged:
             for key, part in zip(kind.keys(name), ("flat", "row_lengths"), strict=True):
                 out[key] = arrays[f"{name}/{part}"]
-        elif kind.coding == "png":
+        elif kind.picture:
             out[name] = [encode_png(picture) for picture in arrays[name]]
-        elif kind.coding == "text":
+        elif kind.kind == "Text":
             out[name] = [str(text).encode() for text in np.atleast_1d(arrays[name])]
         else:
             value = arrays[name]
@@ -191,12 +207,13 @@ def write_features(path: pathlib.Path, declared: Mapping[str, Declared]) -> None
     path.write_text(json.dumps(_tree(tree), indent=1))
 
 
-def _class(name: str) -> str:
+def _class(kind: str) -> str:
     modules = {
         "FeaturesDict": "features_dict", "Sequence": "sequence_feature", "Tensor": "tensor_feature",
-        "Text": "text_feature", "Image": "image_feature",
+        "Text": "text_feature", "Image": "image_feature", "Video": "video_feature",
+        "ClassLabel": "class_label_feature", "BBoxFeature": "bounding_boxes",
     }  # fmt: skip
-    return f"tensorflow_datasets.core.features.{modules[name]}.{name}"
+    return f"tensorflow_datasets.core.features.{modules[kind]}.{kind}"
 
 
 def _tree(node: dict[str, Any]) -> dict[str, Any]:
@@ -218,23 +235,27 @@ def _sequence(inner: dict[str, Any], length: int | None) -> dict[str, Any]:
     }
 
 
-def _leaf(kind: Declared, skipped: int) -> dict[str, Any]:
+def _leaf(declared: Declared, skipped: int) -> dict[str, Any]:
     """The JSON of one feature, without the first `skipped` axes, which the dictionary around it has."""
-    outer = kind.shape[skipped : skipped + kind.ragged]
-    shape = kind.shape[skipped + len(outer) :]
-    if kind.coding == "png":
-        outer, shape = shape[:1], shape[1:]
-        body = {"shape": _dimensions(shape), "dtype": kind.dtype, "encodingFormat": "png"}
-        made = {"pythonClassName": _class("Image"), "image": body}
-    elif kind.coding == "text":
-        outer, made = shape, {"pythonClassName": _class("Text"), "text": {}}
-    else:
-        body = {"shape": _dimensions(shape), "dtype": kind.dtype, "encoding": "none"}
-        made = {"pythonClassName": _class("Tensor"), "tensor": body}
-    for length in reversed(outer):
+    shape = declared.shape[skipped:]
+    # Pictures and boxes have the axes of one; of numbers, what is ragged within a sequence is another sequence.
+    inner = {"Image": 3, "Video": 4, "BBoxFeature": 1, "Text": 0, "ClassLabel": 0}.get(declared.kind)
+    outer = len(shape) - inner if inner is not None else int(declared.ragged)
+    if declared.kind == "Tensor" and shape and len(shape) == 4 and not skipped:
+        outer = 1  # frames of numbers
+    dimensions = {"dimensions": [str(-1 if n is None else n) for n in shape[outer:]]} if shape[outer:] else {}
+    key, body = {
+        "Image": ("image", {"shape": dimensions, "dtype": declared.dtype}),
+        "Video": ("video", {"shape": dimensions, "dtype": declared.dtype, "encodingFormat": "png"}),
+        "Text": ("text", {}),
+        "ClassLabel": ("classLabel", {"numClasses": str(declared.classes)}),
+        "BBoxFeature": (
+            "boundingBox",
+            {"shape": dimensions, "dtype": declared.dtype, "bboxFormat": "REL_YXYX"},
+        ),
+        "Tensor": ("tensor", {"shape": dimensions, "dtype": declared.dtype, "encoding": "none"}),
+    }[declared.kind]
+    made: dict[str, Any] = {"pythonClassName": _class(declared.kind), key: body}
+    for length in reversed(shape[:outer]):
         made = _sequence(made, length)
     return made
-
-
-def _dimensions(shape: tuple[int | None, ...]) -> dict[str, Any]:
-    return {"dimensions": [str(-1 if size is None else size) for size in shape]} if shape else {}

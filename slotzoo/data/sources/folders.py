@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 
-from slotzoo.data.spec import Provenance
+from slotzoo.data.spec import Provenance, Source
 from slotzoo.errors import DataError
 
 
@@ -54,6 +54,12 @@ def provenance_of(root: pathlib.Path) -> Provenance:
     except (OSError, ValueError, KeyError, TypeError):
         return "real"
     return "embedded double" if found == "embedded double" else "real"
+
+
+def mark(source: Source, root: pathlib.Path) -> None:
+    """Say in a folder what its files are: nobody should take an embedded double for the published set."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / PROVENANCE).write_text(json.dumps({"provenance": source.provenance, "source": repr(source)}))
 
 
 def clip_files(
