@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Integer, Shaped, UInt8
 
-from slotzoo.viz.images import as_rgb, to_uint8
+from slotzoo.viz.images import as_rgb, to_uint8, write_text
 from slotzoo.viz.segments import colour_labels, draw_boxes, overlay
 from slotzoo.viz.strips import labelled_rows
 
@@ -110,16 +110,15 @@ def boxes_of(
 def track_video(
     track: Track, *, scale: int | None = None
 ) -> UInt8[np.ndarray, "time video_height video_width 3"]:
-    """`panels` side by side, frame by frame."""
+    """`panels` side by side, frame by frame, with the frame's number."""
     shown = panels(track)
-    return np.stack(
-        [
-            labelled_rows(
-                {f"{time}": np.stack([clip[time] for clip in shown.values()])}, titles=tuple(shown), scale=scale
-            )
-            for time in range(len(track.video))
-        ]
-    )
+    frames = []
+    for time in range(len(track.video)):
+        # The margin for the number is as wide for every frame.
+        row = {"    ": np.stack([clip[time] for clip in shown.values()])}
+        canvas = labelled_rows(row, titles=tuple(shown), scale=scale)
+        frames.append(write_text(canvas, str(time), left=4, top=canvas.shape[0] // 2))
+    return np.stack(frames)
 
 
 def slot_video(

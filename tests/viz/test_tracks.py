@@ -54,6 +54,13 @@ def test_a_slot_keeps_its_colour():
         assert track_strip([one, one], columns=2, scale=1).shape[0] > 2 * 8 * len(shown)
 
 
+def test_long_clips_have_frames_of_one_size():
+    one = track(True)
+    repeat = lambda x: np.concatenate([x] * 4)
+    long = Track(repeat(one.video), repeat(one.masks), repeat(one.slots), {})
+    assert len(track_video(long, scale=1)) == len(slot_video(long, scale=1)) == 12
+
+
 def test_boxes_are_drawn_in_the_colour_of_their_label():
     one = track(True)
     boxes, there = boxes_of(one.labels[1], 2)
