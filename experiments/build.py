@@ -92,6 +92,7 @@ def train_batches(run: RunSettings, opened: Source, where: Mesh) -> BatchDataset
         on_error=data.on_error,  # type: ignore[arg-type]
         max_skips=data.max_skips,
         length=_length(opened, data.frames_per_clip or data.length),
+        stride=data.stride,
     )
 
 
@@ -115,8 +116,10 @@ def eval_batches(run: RunSettings, opened: Source) -> BatchDataset:
 
 
 def _held_out_length(run: RunSettings) -> int:
-    """Frames of a held-out clip: no more than the longest rollout needs."""
+    """Frames of a held-out clip: no more than the longest rollout needs, all where objects are followed."""
     whole = run.data.test_length or run.data.length
+    if run.task == "object_videos":
+        return whole
     longest = max((rollout.length or whole for rollout in run.eval.rollouts), default=run.data.length)
     return max(longest, min(run.data.length, whole))
 
@@ -159,9 +162,6 @@ def task(run: RunSettings) -> AnyTask:
     if run.task == "set_prediction":
         sets = SetPredictionConfig(pictures=run.eval.pictures)
         return SetPredictionTask(replaced(sets, run.options, what="options (of set prediction)"))
-    if run.task == "tokenizer":
-        return TokenizerTask(replaced(TokenizerTaskConfig(), run.options, what="options (of the tokenizer)"))
-    measured = run.eval
     if run.task == "slot_pictures":
         painted = SlotPicturesConfig(pictures=run.eval.pictures)
         return SlotPicturesTask(replaced(painted, run.options, what="options (of pictures from slots)"))
@@ -171,6 +171,9 @@ def task(run: RunSettings) -> AnyTask:
     if run.task == "localisation":
         found = LocalisationConfig(pictures=run.eval.pictures)
         return LocalisationTask(replaced(found, run.options, what="options (of localisation)"))
+    if run.task == "tokenizer":
+        return TokenizerTask(replaced(TokenizerTaskConfig(), run.options, what="options (of the tokenizer)"))
+    measured = run.eval
     config = VideoPredictionConfig(
         rollouts=_rollouts(run),
         samples=measured.samples,
@@ -183,13 +186,13 @@ def task(run: RunSettings) -> AnyTask:
     return VideoPredictionTask(replaced(config, run.options, what="options (of video prediction)"))
 
 
-def check_weights(of: AnyTask) -> None:
-    """Load the networks that the task measures or trains with. Raises `WeightsError` where they are missing."""
-    if isinstance(of, TokenizerTask):
 def _rollouts(run: RunSettings) -> tuple[Rollout, ...]:
     return tuple(Rollout(r.context, r.actions, r.length) for r in run.eval.rollouts)
 
 
+def check_weights(of: AnyTask) -> None:
+    """Load the networks that the task measures or trains with. Raises `WeightsError` where they are missing."""
+    if isinstance(of, TokenizerTask):
         of.frozen()
     elif isinstance(of, VideoPredictionTask):
         _ = of.networks
@@ -224,12 +227,14 @@ def complete(run: RunSettings, tokenizer: VQGAN | None, spec: Mapping[str, Field
     elif "video" in spec and hasattr(config, "height"):
         height, width, channels = spec["video"].shape[1:]
         derived = {"height": height, "width": width, "channels": channels}
+    elif "video" in spec and hasattr(config, "patch_grid"):
+        derived = _slot_video_fields(run, config, spec)
     elif "video" in spec and hasattr(config, "resolution"):
         derived = {"resolution": spec["video"].shape[1], "in_channels": spec["video"].shape[3]}
     elif "image" in spec:
-    elif "video" in spec and hasattr(config, "patch_grid"):
-        derived = _slot_video_fields(run, config, spec)
         derived = _image_fields(run, spec["image"])
+    if "boxes" in spec and getattr(config, "conditioning", None) is not None:
+        derived |= _hinted_slots(run, spec["boxes"], config)
     derived = {name: value for name, value in derived.items() if value is not None and hasattr(config, name)}
     for name, value in derived.items():
         written = run.model.get(name, value)
@@ -239,11 +244,6 @@ def complete(run: RunSettings, tokenizer: VQGAN | None, spec: Mapping[str, Field
     return dataclasses.replace(run, model={**run.model, **derived})
 
 
-def _image_fields(run: RunSettings, image: FieldSpec) -> dict[str, Any]:
-    height, width, channels = image.shape
-    if height != width:
-        raise ConfigError(
-            f"data={run.data.name}: images of {height} x {width} pixels; the models of images take square ones, set "
 def _hinted_slots(run: RunSettings, boxes: FieldSpec, config: Any) -> dict[str, Any]:
     """A slot for every object that the first frame may show, and one for the background."""
     objects = boxes.shape[1] or 0
@@ -273,6 +273,11 @@ def _slot_video_fields(run: RunSettings, config: Any, spec: Mapping[str, FieldSp
     return {"resolution": side // grid, "in_channels": channels, "out_resolution": painted}
 
 
+def _image_fields(run: RunSettings, image: FieldSpec) -> dict[str, Any]:
+    height, width, channels = image.shape
+    if height != width:
+        raise ConfigError(
+            f"data={run.data.name}: images of {height} x {width} pixels; the models of images take square ones, set "
             "data.size."
         )
     return {"resolution": height, "channels": channels, "in_channels": channels}
@@ -283,11 +288,12 @@ def advice(run: RunSettings, spec: Mapping[str, FieldSpec]) -> list[str]:
     lines = []
     slots = getattr(config_of_model(run), "num_slots", None)
     objects = next((spec[name].shape[0] for name in ("visible", "targets") if name in spec), None)
+    what = "clips" if "video" in spec else "images"
     if slots is not None and objects is not None:
         background = 1 if "visible" in spec else 0
         if slots < objects + background:
             lines.append(
-                f"The images hold up to {objects} objects{' and a background' if background else ''}, the model has "
+                f"The {what} hold up to {objects} objects{' and a background' if background else ''}, the model has "
                 f"{slots} slots: some will share one. model.num_slots={objects + background} gives each its own."
             )
     if run.task == "object_images" and "image" in spec and "mask" not in spec:
