@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from slotzoo.errors import ConfigError, nearest
@@ -212,5 +213,5 @@ def _batch_norms(net: ImageResNet) -> list[BatchNorm]:
 def _pooled(x: Array) -> Array:
     """The largest of 3 x 3 windows with stride 2."""
     ones = (1,) * (x.ndim - 3)
-    least = jnp.asarray(-jnp.inf, x.dtype)
+    least = np.asarray(-np.inf, x.dtype)  # no array of JAX: only of a known minus infinity is this differentiable
     return jax.lax.reduce_window(x, least, jax.lax.max, (*ones, 3, 3, 1), (*ones, 2, 2, 1), "SAME")
