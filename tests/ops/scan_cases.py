@@ -88,17 +88,23 @@ CASES = [
 KERNEL_CASES = [
     Case(
         "a batch, odd length, all options",
-        time=11,
+        time=9,
         channels=128,
         states=4,
         options=("D", "z", "delta_bias"),
         softplus=True,
         initial=True,
         batch=2,
+        extreme=True,
     ),
-    Case("a group for each tile", time=3, channels=256, groups=2),
-    Case("bfloat16, states in two parts", time=3, channels=128, states=20, dtype="bfloat16"),
-    Case("one step, extreme decay", time=1, channels=128, extreme=True, initial=True),
+    Case(
+        "bfloat16, two groups, states in two parts",
+        time=3,
+        channels=256,
+        states=20,
+        groups=2,
+        dtype="bfloat16",
+    ),
 ]
 
 

@@ -3,7 +3,8 @@
 Each program owns 128 channels, one for each thread, with 16 states of each in float32 registers, and walks through
 time alone. The tensor memory accelerator brings u, delta, B and C of the next 8 steps into shared memory meanwhile;
 exp(delta A) and delta B u are made in registers, so nothing of the size time x channel x state is ever stored.
-More than 16 states are parts with programs of their own, whose outputs are added outside.
+More than 16 states are taken in parts: forward one after the other, chunk by chunk, their states in shared memory
+meanwhile; backward by programs of their own, whose outputs are added outside.
 
 The backward pass takes chunks of 8 steps from last to first. It computes the states of a chunk again, from the one
 that entered it, into shared memory, then walks back. The cotangents of B and C are sums over channels, that is over
@@ -30,7 +31,8 @@ from slotzoo.ops import device
 
 CHUNK = 8  # time steps: their states fill a third of the shared memory
 CHANNELS = 128  # of one program: the threads of a warpgroup
-STATES = 16  # of one program, for each channel: registers
+STATES = 16  # of each channel at a time: registers
+MOST_STATES = 128  # that fit into shared memory with their rates
 PITCH = 136  # floats from row to row of shared memory: 8 more, so that rows start in other banks
 ROWS = 64  # that are summed at once
 STAGES = 3  # chunks on their way to shared memory
@@ -44,6 +46,8 @@ def unfit(u: Any, a: Any, b: Any, c: Any) -> str | None:
         return f"it takes float32 and bfloat16 with real rates, not {u.dtype} with a state in {a.dtype}"
     if u.shape[1] % CHANNELS:
         return f"{u.shape[1]} channels are no multiple of {CHANNELS}"
+    if len(a) > MOST_STATES:
+        return f"it takes up to {MOST_STATES} states of each channel, not {len(a)}"
     if b.shape[0] != len(u) or c.shape != b.shape:
         return "B and C are not both variable in time with the same groups"
     if u.shape[1] // b.shape[2] % CHANNELS:
@@ -69,38 +73,56 @@ def forward(
     """As `reference.forward`; chunks are those of the kernel, whatever `chunk` says."""
     plan = _Plan.of(u, a, b, interpret)
 
-    def body(u_ref, delta_ref, a_ref, bc_ref, h0_ref, y_ref, last_ref, *entries_ref):
-        here = plan.here()
-        rates = here.load(a_ref)
+    def body(u_ref, delta_ref, a_ref, bc_ref, h0_ref, y_ref, last_ref, *rest):
+        *entries_ref, rates_s, h_s, y_s = rest
+        tile = lax.axis_index("tile")
+        channels = pl.ds(tile * CHANNELS, CHANNELS)
 
-        def step(index, u_s, delta_s, bc_s, h):
+        @plan.every_part
+        def _(here):
+            here.store(rates_s, _WHOLE, here.load(a_ref, channels))
+            here.store(h_s, _WHOLE, here.load(h0_ref, channels))
+
+        def step(index, u_s, delta_s, bc_s):
             k = index[0]
-            if save:
-                here.store(entries_ref[0].at[k], h)
+            for t in range(CHUNK):
+                y_s[t] = jnp.zeros(CHANNELS, jnp.float32)
 
-            def advance(t, h):
-                delta_t = delta_s[t].astype(jnp.float32)
-                entered = delta_t * u_s[t].astype(jnp.float32)
-                h = _next(h, delta_t, rates, entered, bc_s, t)
-                y = _sum([h[n] * bc_s[t, STATES + n] for n in range(STATES)])
-                y_ref[here.part, k * CHUNK + t, here.channels] = y.astype(y_ref.dtype)
-                return h
+            @plan.every_part
+            def _(here):
+                h, rates = here.load(h_s, _WHOLE), here.load(rates_s, _WHOLE)
+                if save:
+                    here.store(entries_ref[0].at[k], channels, h)
 
-            h = lax.fori_loop(0, CHUNK, advance, h)
+                def advance(t, h):
+                    delta_t = delta_s[t].astype(jnp.float32)
+                    entered = delta_t * u_s[t].astype(jnp.float32)
+                    h = _next(h, delta_t, rates, entered, lambda n: bc_s[t, here.b(n)])
+                    y_s[t] = y_s[t] + _sum([h[n] * bc_s[t, here.c(n)] for n in range(STATES)])
+                    return h
+
+                here.store(h_s, _WHOLE, lax.fori_loop(0, CHUNK, advance, h))
+
+            for t in range(CHUNK):
+                y_ref[k * CHUNK + t, channels] = y_s[t].astype(y_ref.dtype)
             plgpu.commit_smem()  # all threads have read before the buffers are filled anew
-            return h
 
-        specs = [plan.moving(here, lambda k: k)] * 2 + [plan.matrices(here, lambda k: k)]
-        h = plan.pipeline(step, specs, (u_ref, delta_ref, bc_ref), here.load(h0_ref), STAGES)
-        here.store(last_ref, h)
+        specs = [plan.moving(tile, lambda k: k)] * 2 + [plan.matrices(tile, lambda k: k)]
+        plan.pipeline(step, specs, (u_ref, delta_ref, bc_ref), None, STAGES)
+
+        @plan.every_part
+        def _(here):
+            here.store(last_ref, channels, here.load(h_s, _WHOLE))
 
     state = jax.ShapeDtypeStruct((plan.parts * STATES, plan.channels), jnp.float32)
     entries = jax.ShapeDtypeStruct((plan.chunks, *state.shape), jnp.float32)
-    kernel = plan.kernel(body, [plan.outputs(u.dtype), state] + [entries] * save, (), "selective_scan_forward")
+    y = jax.ShapeDtypeStruct((plan.chunks * CHUNK, plan.channels), u.dtype)
+    shared = [plgpu.SMEM((rows, CHANNELS), jnp.float32) for rows in (state.shape[0], state.shape[0], CHUNK)]
+    kernel = plan.kernel(body, [y, state] + [entries] * save, shared, {"tile": plan.tiles}, "forward")
     y, last, *entries = kernel(
         plan.filled(u), plan.filled(delta), plan.rates(a), plan.joined(b, c), plan.padded(h0)
     )
-    return plan.whole(y, u.dtype), last[: len(a)], entries[0][:, : len(a)] if save else None
+    return y[: plan.time], last[: len(a)], entries[0][:, : len(a)] if save else None
 
 
 def backward(
@@ -121,8 +143,10 @@ def backward(
 
     def body(u_ref, delta_ref, a_ref, bc_ref, entries_ref, gy_ref, gh_ref, *outputs_and_scratch):
         du_ref, ddelta_ref, da_ref, db_ref, dc_ref, dh0_ref, states_s, terms_s = outputs_and_scratch
-        here = plan.here()
-        rates = here.load(a_ref)
+        tile, part = lax.axis_index("tile"), lax.axis_index("part")
+        channels = pl.ds(tile * CHANNELS, CHANNELS)
+        here = _Part(part)
+        rates = here.load(a_ref, channels)
         last = plan.chunks - 1
 
         def step(index, u_s, delta_s, bc_s, gy_s, entry_s, carry):
@@ -132,7 +156,8 @@ def backward(
                 for n in range(STATES):
                     states_s[t * STATES + n, pl.ds(0, CHANNELS)] = h[n]
                 delta_t = delta_s[t].astype(jnp.float32)
-                return _next(h, delta_t, rates, delta_t * u_s[t].astype(jnp.float32), bc_s, t)
+                entered = delta_t * u_s[t].astype(jnp.float32)
+                return _next(h, delta_t, rates, entered, lambda n: bc_s[t, n])
 
             h = lax.fori_loop(0, CHUNK, advance, tuple(entry_s[0, n] for n in range(STATES)))
 
@@ -157,7 +182,7 @@ def backward(
                     before.append(h_before)
                     after.append(g_before)
                 to_entered = _sum(through_b)
-                place = (here.part, k * CHUNK + t, here.channels)
+                place = (part, k * CHUNK + t, channels)
                 du_ref[place] = (to_entered * delta_t).astype(du_ref.dtype)
                 # The rates are those of 2^x; u itself is free of them.
                 ddelta = to_entered * u_t + _sum(through_a) * math.log(2)
@@ -169,18 +194,18 @@ def backward(
             for source, target in ((terms_s, db_ref), (states_s, dc_ref)):
                 for start in range(0, CHUNK * STATES, ROWS):
                     sums = jnp.sum(plan.rows(source, start), axis=1)
-                    target[here.tile, here.part, pl.ds(k * CHUNK * STATES + start, ROWS)] = sums
+                    target[tile, part, pl.ds(k * CHUNK * STATES + start, ROWS)] = sums
             plgpu.commit_smem()  # and have been read before the next chunk
             return g, da
 
         back = lambda i: last - i
-        specs = [plan.moving(here, back)] * 2 + [plan.matrices(here, back), plan.moving(here, back)]
-        specs.append(plan.entries(here, back))
+        moving = plan.moving(tile, back)
+        specs = [moving, moving, plan.matrices(tile, back, part), moving, plan.entries(tile, back, part)]
         refs = (u_ref, delta_ref, bc_ref, gy_ref, entries_ref)
-        start = here.load(gh_ref), tuple(rate * 0.0 for rate in rates)
+        start = here.load(gh_ref, channels), tuple(rate * 0.0 for rate in rates)
         g, da = plan.pipeline(step, specs, refs, start, STAGES_BACKWARD)
-        here.store(dh0_ref, g)
-        here.store(da_ref, da)
+        here.store(dh0_ref, channels, g)
+        here.store(da_ref, channels, da)
 
     state = jax.ShapeDtypeStruct((plan.parts * STATES, plan.channels), jnp.float32)
     sums = jax.ShapeDtypeStruct((plan.tiles, plan.parts, plan.chunks * CHUNK * STATES), jnp.float32)
@@ -188,8 +213,9 @@ def backward(
     kernel = plan.kernel(
         body,
         [plan.outputs(u.dtype), plan.outputs(delta.dtype), state, sums, sums, state],
-        (shared, shared),
-        "selective_scan_backward",
+        [shared, shared],
+        {"tile": plan.tiles, "part": plan.parts},
+        "backward",
     )
     du, ddelta, da, db, dc, dh0 = kernel(
         plan.filled(u),
@@ -204,10 +230,10 @@ def backward(
     return *whole, da[: len(a)], plan.summed(db, b), plan.summed(dc, c), dh0[: len(a)]
 
 
-def _next(h: Sequence, delta: Any, rates: Sequence, entered: Any, bc_s: Any, t: Any) -> tuple:
-    """The states after step t."""
+def _next(h: Sequence, delta: Any, rates: Sequence, entered: Any, b: Callable[[int], Any]) -> tuple:
+    """The states after one step."""
     return tuple(
-        jnp.exp2(delta * rate) * h_n + entered * bc_s[t, n]
+        jnp.exp2(delta * rate) * h_n + entered * b(n)
         for n, (h_n, rate) in enumerate(zip(h, rates, strict=True))
     )
 
@@ -219,22 +245,26 @@ def _sum(terms: Sequence) -> Any:
     return terms[0]
 
 
-class _Here(NamedTuple):
-    """What belongs to one program: a tile of channels and a part of the states."""
+_WHOLE = pl.ds(0, CHANNELS)  # a row of shared memory
 
-    tile: Any
+
+class _Part(NamedTuple):
+    """16 of the states, and where they lie in arrays of all states and in those of B and C side by side."""
+
     part: Any
 
-    @property
-    def channels(self) -> Any:
-        return pl.ds(self.tile * CHANNELS, CHANNELS)
+    def load(self, ref: Any, channels: Any) -> tuple:
+        return tuple(ref[self.part * STATES + n, channels] for n in range(STATES))
 
-    def load(self, ref: Any) -> tuple:
-        return tuple(ref[self.part * STATES + n, self.channels] for n in range(STATES))
-
-    def store(self, ref: Any, values: Sequence) -> None:
+    def store(self, ref: Any, channels: Any, values: Sequence) -> None:
         for n, value in enumerate(values):
-            ref[self.part * STATES + n, self.channels] = value
+            ref[self.part * STATES + n, channels] = value
+
+    def b(self, n: int) -> Any:
+        return self.part * 2 * STATES + n
+
+    def c(self, n: int) -> Any:
+        return self.part * 2 * STATES + STATES + n
 
 
 class _Plan(NamedTuple):
@@ -262,19 +292,27 @@ class _Plan(NamedTuple):
     def tiles(self) -> int:
         return self.channels // CHANNELS
 
-    def here(self) -> _Here:
-        return _Here(lax.axis_index("tile"), lax.axis_index("part"))
+    def every_part(self, body: Callable) -> None:
+        """Run `body(part)` for all parts of the states, one after the other."""
 
-    def kernel(self, body: Callable, out_type: list, scratch: Sequence, name: str) -> Callable:
+        def run(part, carry):
+            body(_Part(part))
+            return carry
+
+        lax.fori_loop(0, self.parts, run, None)
+
+    def kernel(
+        self, body: Callable, out_type: list, scratch: list, grid: dict[str, int], name: str
+    ) -> Callable:
         return plgpu.kernel(
             body,
             out_type=out_type,
             scratch_types=scratch,
-            grid=(self.tiles, self.parts),
-            grid_names=("tile", "part"),
+            grid=tuple(grid.values()),
+            grid_names=tuple(grid),
             compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
             interpret=device.mosaic_interpreter() if self.interpret else False,
-            kernel_name=name,
+            kernel_name=f"selective_scan_{name}",
         )
 
     def pipeline(self, step: Callable, specs: list, refs: tuple, start: Any, stages: int) -> Any:
@@ -285,16 +323,17 @@ class _Plan(NamedTuple):
 
     # Blocks of one chunk.
 
-    def moving(self, here: _Here, chunk: Callable) -> Any:
-        return plgpu.BlockSpec((CHUNK, CHANNELS), lambda i: (chunk(i), here.tile))
+    def moving(self, tile: Any, chunk: Callable) -> Any:
+        return plgpu.BlockSpec((CHUNK, CHANNELS), lambda i: (chunk(i), tile))
 
-    def matrices(self, here: _Here, chunk: Callable) -> Any:
-        group = here.tile // (self.tiles // self.groups)
-        first = (here.part * self.groups + group) * self.chunks
-        return plgpu.BlockSpec((CHUNK, 2 * STATES), lambda i: (first + chunk(i), 0))
+    def matrices(self, tile: Any, chunk: Callable, part: Any = None) -> Any:
+        """B and C of one part, or of all."""
+        first = tile // (self.tiles // self.groups) * self.chunks
+        width = 2 * STATES * (self.parts if part is None else 1)
+        return plgpu.BlockSpec((CHUNK, width), lambda i: (first + chunk(i), 0 if part is None else part))
 
-    def entries(self, here: _Here, chunk: Callable) -> Any:
-        return plgpu.BlockSpec((1, STATES, CHANNELS), lambda i: (chunk(i), here.part, here.tile))
+    def entries(self, tile: Any, chunk: Callable, part: Any) -> Any:
+        return plgpu.BlockSpec((1, STATES, CHANNELS), lambda i: (chunk(i), part, tile))
 
     def rows(self, ref: Any, start: int) -> Any:
         """Rows of shared memory, each dealt out to the four threads that will sum it."""
@@ -322,15 +361,15 @@ class _Plan(NamedTuple):
         return self.padded(a * math.log2(math.e))
 
     def joined(self, b: Array, c: Array) -> Array:
-        """B and C side by side, in rows of 128 bytes: (part x group x time, 2 x 16)."""
+        """B and C side by side, (group x time, part x 2 x 16): each part is a row of 128 bytes."""
 
         def laid_out(m: Array) -> Array:
             rest = self.chunks * CHUNK - self.time, self.parts * STATES - self.states
             m = jnp.pad(m, ((0, rest[0]), (0, rest[1]), (0, 0)))
-            m = m.reshape(len(m), self.parts, STATES, self.groups)
-            return m.transpose(1, 3, 0, 2).reshape(-1, STATES)
+            return m.transpose(2, 0, 1).reshape(-1, self.parts, STATES)
 
-        return jnp.concatenate([laid_out(b), laid_out(c)], axis=1)
+        both = jnp.concatenate([laid_out(b), laid_out(c)], axis=2)
+        return both.reshape(-1, self.parts * 2 * STATES)
 
     def outputs(self, dtype: Any) -> jax.ShapeDtypeStruct:
         shape = (self.parts, self.chunks * CHUNK, self.channels)
