@@ -16,7 +16,11 @@ FEATURES = ("video", "segmentations", "padding_mask", "flow", "depth", "boxes")
 
 def operations(case, clip):
     """The clip after every recorded operation, with the drawn parameters of those that draw."""
-    window = lambda name: tuple(int(x) for x in case.inputs[f"{name}/y_x_h_w"])
+
+    def window(name):
+        y, x, height, width = case.inputs[f"{name}/y_x_h_w"].tolist()
+        return y, x, height, width
+
     start = lambda name: int(case.inputs[f"{name}/start"])
     colours = clip_ops.flow_to_rgb(clip["flow"]).astype(np.float32) / np.float32(255)
     depth = lambda scale: {**clip, "depth": clip_ops.scale_depth(clip["depth"], scale)}
@@ -87,7 +91,7 @@ def check_pipeline(case, name):
     if feature == "padding_mask":
         np.testing.assert_array_equal(recorded, np.arange(len(recorded))[:, None, None] < frames + 0 * recorded)
         return
-    found = source[int(index)][{"segmentations": "mask"}.get(feature, feature)]
+    found = source[int(index)]["mask" if feature == "segmentations" else feature]
     if feature == "video":  # bytes: half a step away at most
         np.testing.assert_allclose(found / np.float32(255), recorded[:frames], rtol=0, atol=0.5 / 255 + 1e-6)
     elif feature == "flow":
