@@ -3,16 +3,13 @@
 from typing import NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.nn.initializers import Initializer, lecun_normal, variance_scaling
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from slotzoo.errors import ConfigError, ShapeError
-
-
-Padding = str | tuple[tuple[int, int], tuple[int, int]]
+from slotzoo.ops.convolution import Padding, convolution
 
 
 def conv2d(
@@ -26,13 +23,7 @@ def conv2d(
 
     The batch axes are folded into one, which keeps it a single large convolution.
     """
-    y = jax.lax.conv_general_dilated(
-        x.reshape(-1, *x.shape[-3:]),
-        kernel.astype(x.dtype),
-        (stride, stride),
-        padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    y = convolution(x.reshape(-1, *x.shape[-3:]), kernel.astype(x.dtype), stride=stride, padding=padding)
     return y.reshape(*x.shape[:-3], *y.shape[1:])
 
 

@@ -1,0 +1,110 @@
+"""Two-dimensional convolution whose gradients have the one form that XLA's CPU compiler has a fast program for.
+
+That program wants images as NHWC, kernels as HWIO and no axis in another's place. Outside of loops the compiler
+brings every convolution there by itself. Inside of a loop (`lax.scan`, `lax.map`) it does not, and automatic
+differentiation writes gradients with axes exchanged: these fall to a plain nest of loops, fifty times slower.
+
+This is a primitive of its own, and not a function with a rule for its gradient, because of `jax.vmap`: such a rule
+would be mapped as well, and make a kernel's gradient for each example where only their sum is wanted.
+"""
+
+import functools
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, Float
+
+from slotzoo.ops.device import compiling_for_gpu
+
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
+Padding = str | Pads
+
+
+def convolution(
+    x: Float[Array, "image height width in"],
+    kernel: Float[Array, "kernel_height kernel_width in out"],
+    *,
+    stride: int = 1,
+    padding: Padding = "SAME",
+) -> Float[Array, "image height_out width_out out"]:
+    """`y[i, j] = sum_{a, b} x[stride i + a - low, stride j + b - low] kernel[a, b]`, in the dtype of both.
+
+    `padding` is "SAME", "VALID" or pairs (low, high) of zeros per axis. For a GPU this is
+    `jax.lax.conv_general_dilated`, gradients and all.
+    """
+    if isinstance(padding, str):
+        pairs = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (stride, stride), padding)
+        pads = cast(Pads, tuple((int(low), int(high)) for low, high in pairs))
+    else:
+        pads = padding
+    if compiling_for_gpu():
+        return _general(x, kernel, stride=stride, pads=pads)
+    return _convolution.bind(x, kernel, stride=stride, pads=pads)
+
+
+_convolution = Primitive("convolution")
+
+
+def _general(
+    x: Array, kernel: Array, *, stride: int = 1, pads: Any, spread_input: int = 1, spread_kernel: int = 1
+) -> Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        pads,
+        lhs_dilation=(spread_input, spread_input),
+        rhs_dilation=(spread_kernel, spread_kernel),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _shape(x: Any, kernel: Any, *, stride: int, pads: Pads) -> ShapedArray:
+    # It also says what does not fit together.
+    found = jax.eval_shape(functools.partial(_general, stride=stride, pads=pads), x, kernel)
+    return ShapedArray(found.shape, found.dtype)
+
+
+def _batched(args: Any, axes: Any, *, stride: int, pads: Pads) -> tuple[Array, int]:
+    (x, kernel), (x_axis, kernel_axis) = args, axes
+    if kernel_axis is not None:
+        general = lambda x, kernel: _general(x, kernel, stride=stride, pads=pads)
+        return jax.vmap(general, in_axes=(x_axis, kernel_axis))(x, kernel), 0
+    x = jnp.moveaxis(x, x_axis, 0)
+    images = x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+    y = _convolution.bind(images, kernel, stride=stride, pads=pads)
+    return y.reshape(*x.shape[:2], *y.shape[1:]), 0
+
+
+def _input_gradient(dy: Array, x: Any, kernel: Array, *, stride: int, pads: Pads) -> Array:
+    """A convolution of `dy` with the kernel turned over."""
+    turned = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
+    pairs = []
+    for side, out, taps, (low, _) in zip(x.aval.shape[1:3], dy.shape[1:3], kernel.shape[:2], pads, strict=True):
+        before = taps - 1 - low
+        pairs.append((before, side - (stride * (out - 1) + 1) + taps - 1 - before))
+    if stride == 1:
+        return _convolution.bind(dy, turned, stride=1, pads=tuple(pairs))
+    return _general(dy, turned, pads=pairs, spread_input=stride)
+
+
+def _kernel_gradient(dy: Array, x: Array, kernel: Any, *, stride: int, pads: Pads) -> Array:
+    """A convolution of `x` with `dy`, where channels take the place of images, and images that of channels."""
+    pairs = []
+    for side, out, taps, (low, _) in zip(x.shape[1:3], dy.shape[1:3], kernel.aval.shape[:2], pads, strict=True):
+        pairs.append((low, taps - 1 + stride * (out - 1) + 1 - side - low))
+    images, kernels = x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)
+    return _general(images, kernels, pads=pairs, spread_kernel=stride).transpose(1, 2, 0, 3)
+
+
+_convolution.def_impl(_general)
+_convolution.def_abstract_eval(_shape)
+mlir.register_lowering(_convolution, mlir.lower_fun(_general, multiple_results=False))
+batching.primitive_batchers[_convolution] = _batched
+ad.defbilinear(_convolution, _input_gradient, _kernel_gradient)

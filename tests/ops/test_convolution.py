@@ -1,0 +1,95 @@
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from slotzoo.ops.convolution import convolution
+from tests.tolerance import assert_close, tolerance
+
+
+def arrays(*shapes, dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+
+
+def general(x, kernel, *, stride, padding):
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
+    )
+
+
+def check(x, kernel, **options):
+    actual, pull = jax.vjp(functools.partial(convolution, **options), x, kernel)
+    expected, pull_general = jax.vjp(functools.partial(general, **options), x, kernel)
+    dy = jnp.cos(jnp.arange(actual.size, dtype=actual.dtype)).reshape(actual.shape)
+    found, wanted = (actual, *pull(dy)), (expected, *pull_general(dy))
+    terms = max(kernel.size, x.size)
+    for name, a, b in zip(("y", "dx", "dkernel"), found, wanted, strict=True):
+        assert a.dtype == b.dtype
+        assert_close(a, b, rtol=tolerance(x.dtype, terms), what=name)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 1), (0, 3))])
+def test_it_is_xlas_convolution_with_its_gradients(stride, padding):
+    for sides in ((1, 1), (5, 4), (2, 3)):
+        check(*arrays((2, 11, 9, 3), (*sides, 3, 4)), stride=stride, padding=padding)
+
+
+def test_a_half_precision_image_has_half_precision_gradients():
+    check(*arrays((2, 6, 6, 3), (3, 3, 3, 4), dtype=jnp.bfloat16), stride=1, padding="SAME")
+
+
+@pytest.mark.parametrize("axes", [(0, None), (1, None), (None, 0), (0, 3)])
+def test_a_batch_may_be_on_any_axis(axes):
+    x, kernel = arrays((2, 5, 6, 3), (3, 3, 3, 4))
+    for i, axis in enumerate(axes):
+        if axis is not None:
+            args = [x, kernel]
+            args[i] = jnp.stack([args[i], 2 * args[i], -args[i]], axis)
+            x, kernel = args
+    actual = jax.vmap(functools.partial(convolution, stride=2, padding="SAME"), in_axes=axes)(x, kernel)
+    expected = jax.vmap(functools.partial(general, stride=2, padding="SAME"), in_axes=axes)(x, kernel)
+    assert_close(actual, expected, rtol=tolerance(jnp.float32, 27))
+
+
+def test_it_differentiates_forwards_and_twice():
+    x, kernel = arrays((1, 5, 5, 2), (3, 3, 2, 2))
+
+    def hessian(f):
+        square = lambda k: jnp.square(f(x, k, stride=1, padding="SAME")).sum()
+        return jax.jacfwd(jax.grad(square))(kernel)
+
+    assert_close(hessian(convolution), hessian(general), rtol=tolerance(jnp.float32, 200))
+
+
+def test_every_convolution_in_a_loop_is_one_that_the_compiler_has_a_fast_program_for():
+    x, kernel = arrays((2, 3, 8, 8, 4), (3, 3, 4, 4))
+
+    def loss(kernel, x):
+        def step(x):
+            y = jnp.tanh(convolution(jnp.tanh(convolution(x, kernel)), kernel))
+            return jnp.square(convolution(y, kernel, stride=2)).sum()
+
+        return lax.map(jax.checkpoint(lambda x: step(x)), x).sum()
+
+    batch = lambda kernel, x: jax.vmap(loss, in_axes=(None, 0))(kernel, x).sum()
+    text = str(jax.jit(jax.grad(batch)).lower(kernel, x[None]).compile().as_text())
+    layouts = re.findall(r" convolution\(.*dim_labels=(\S+?)[, \n]", text)
+    assert len(layouts) >= 3 + 2 + 3 and set(layouts) == {"b01f_01io->b01f"}
+    assert "feature_group_count" not in text
+
+
+def test_a_batch_sums_its_kernel_gradients_in_one_convolution():
+    x, kernel = arrays((4, 1, 6, 6, 2), (3, 3, 2, 2))
+    batch = lambda kernel: jax.vmap(lambda x: jnp.square(convolution(x, kernel)).sum())(x).mean()
+    shapes = [
+        equation.outvars[0].aval.shape
+        for equation in jax.make_jaxpr(jax.grad(batch))(kernel).jaxpr.eqns
+        if equation.primitive.name == "conv_general_dilated"
+    ]
+    assert shapes == [(2, 3, 3, 2)]
