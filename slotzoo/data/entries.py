@@ -21,7 +21,7 @@ _FLAGS = (
     "seed_splits",
 )
 _NUMBERS = ("balls", "clips", "length", "max_objects", "min_objects", "periods", "seed", "size")
-_WORDS = ("config", "crop", "depth_scale", "rule", "test_split", "variant")
+_WORDS = ("config", "crop", "depth_scale", "rule", "short", "test_split", "variant")
 _OPTIONAL = ("config", "max_objects", "size")
 
 

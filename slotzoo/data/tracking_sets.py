@@ -1,6 +1,6 @@
-"""The video sets of the registry in which objects are tracked: MOVi-A to E, published and ray-traced.
+"""The video sets of the registry in which objects move: MOVi-A to E and CLEVRER, published and ray-traced.
 
-Fields and their ranges: `slotzoo.data.object_clips`.
+Fields of MOVi and their ranges: `slotzoo.data.object_clips`. CLEVRER has `video` uint8 (time, size, size, 3) alone.
 """
 
 import functools
@@ -9,8 +9,10 @@ from typing import Any
 from slotzoo.data.entries import Entry
 from slotzoo.data.movi_layout import LAYOUTS, Kind
 from slotzoo.data.object_clips import ObjectClips
+from slotzoo.data.sources.clevrer import ClevrerFiles
 from slotzoo.data.sources.movi import MoviFiles
 from slotzoo.data.spec import WindowSource
+from slotzoo.data.synthetic.clevrer import ClevrerDouble
 from slotzoo.data.synthetic.movi import MoviScenes
 
 
@@ -43,4 +45,14 @@ def _movi(name: Kind) -> Entry:
     )
 
 
-TRACKING_SETS: dict[str, Entry] = {layout.name: _movi(layout.name) for layout in LAYOUTS.values()}
+TRACKING_SETS: dict[str, Entry] = {
+    **{layout.name: _movi(layout.name) for layout in LAYOUTS.values()},
+    "clevrer": Entry(
+        ClevrerFiles,
+        ClevrerDouble,
+        ("length", "size", "clips", "seed"),
+        "CLEVRER: videos of collisions, 128 frames",
+        reader_options=("length", "size", "short"),
+        splits=("train", "val", "test"),
+    ),
+}

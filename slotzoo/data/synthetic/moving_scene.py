@@ -21,6 +21,7 @@ from slotzoo.data.synthetic.motion import RESTITUTION, Motion
 from slotzoo.data.synthetic.raytrace import (
     CUBE,
     Camera,
+    Hits,
     Planes,
     Solids,
     average,
@@ -73,6 +74,13 @@ class Rendered(NamedTuple):
     coordinates: Float32[np.ndarray, "time height width 3"] | None  # in the object's box, 0 to 1
 
 
+def picture(scene: Scene, frame: int, size: int) -> tuple[UInt8[np.ndarray, "height width 3"], Hits]:
+    """What the camera sees at a frame, and which sample hits what."""
+    solids = scene.solids(frame)
+    hits = trace(solids, scene.camera(frame), size)
+    return average(shade(solids, hits, scene.surface)), hits
+
+
 def render(scene: Scene, frames: int, size: int, *, full: bool) -> Rendered:
     """All frames of a scene; with `full` normals and object coordinates too."""
     shape = (frames, size, size)
@@ -88,8 +96,7 @@ def render(scene: Scene, frames: int, size: int, *, full: bool) -> Rendered:
     reach = np.concatenate([[1.0], scene.radius]).astype(np.float32)
     for t in range(frames):
         solids, camera = scene.solids(t), scene.camera(t)
-        hits = trace(solids, camera, size)
-        out.video[t] = average(shade(solids, hits, scene.surface))
+        out.video[t], hits = picture(scene, t, size)
         label = out.label[t] = majority(hits.label)
         # Of the samples of a pixel the first that shows what the pixel is said to show.
         pick = np.argmax(hits.label == label[None], axis=0)[None]
