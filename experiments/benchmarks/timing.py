@@ -120,11 +120,15 @@ def machine() -> dict[str, Any]:
     }
 
 
+def device_slug() -> str:
+    """The device as a part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", str(jax.devices()[0].device_kind).lower()).strip("-")
+
+
 def write_results(folder: Path, suite: str, rows: list[dict[str, Any]], **extra: Any) -> Path:
     """Write `<folder>/<suite>_<device>.json` and return its path."""
     card = machine()
-    slug = re.sub(r"[^a-z0-9]+", "-", str(card["device"]).lower()).strip("-")
-    path = folder / f"{suite}_{slug}.json"
+    path = folder / f"{suite}_{device_slug()}.json"
     folder.mkdir(parents=True, exist_ok=True)
     date = time.strftime("%Y-%m-%d", time.gmtime())
     content = {"suite": suite, "date": date, "machine": card, **extra, "rows": _rounded(rows)}
