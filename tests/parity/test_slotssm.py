@@ -5,8 +5,7 @@ import pytest
 from tests.parity.harness import cases, run_case
 
 
-# What is not part of the zoo yet, by pattern.
-LATER = {"video_transform.npz": "the reader of CLEVRER is on its way"}
+LATER: dict[str, str] = {}
 
 
 @pytest.mark.parametrize("name", cases("slotssm"))
