@@ -1,0 +1,50 @@
+"""The suite `videos`: the authors' formulation computes the same as ours, and memory is flat in the clip."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.benchmarks import videos
+from experiments.benchmarks.videos_published import prediction
+from slotzoo.models.registry import tiny
+from tests.tolerance import assert_close
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly():
+    """Programs that run once need no optimisation."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    fields = {name: value for name, value in tiny("savi_small").items() if name != "num_slots"}
+    fields |= dict(height=16, width=16, decoder_grid=4, encoder_widths=(8, 8), encoder_strides=(1, 2))
+    monkeypatch.setattr(videos, "SMALLER", fields)
+
+
+@pytest.mark.parametrize("name", videos.MODELS)
+def test_the_authors_formulation_computes_the_same(name, small):
+    model = videos._model(name)
+    clip = jax.tree.map(lambda x: x[0], videos._batch(model, 1, 2, 2))
+    ours = jax.jit(lambda clip: model(clip["video"], clip["boxes"][0]).predictions)(clip)
+    theirs = jax.jit(lambda clip: prediction(model, clip["video"], clip["boxes"][0]))(clip)
+    assert_close(ours["flow"], theirs["flow"], rtol=1e-5, what=name)
+    assert np.isfinite(np.asarray(theirs["flow"])).all() and jnp.std(theirs["flow"]) > 0
+
+
+def test_memory_does_not_grow_with_the_clip(small):
+    """Twice the frames: the same scratch where they are followed frame by frame, twice as much all at once."""
+    model = videos._model("savi_small")
+    scratch = {}
+    for frames in (8, 16):
+        clip = jax.tree.map(lambda x: x[0], videos._batch(model, 1, frames, 2))
+        for chunk in (1, frames):
+            program = videos._followed(model, clip, chunk)
+            scratch[frames, "step" if chunk == 1 else "whole"] = videos._compiled(program)[1]
+    assert scratch[16, "step"] < 1.2 * scratch[8, "step"]
+    assert scratch[16, "whole"] > 1.6 * scratch[8, "whole"]
