@@ -14,6 +14,15 @@ from slotzoo.tasks.object_videos import ObjectVideosConfig, ObjectVideosTask
 from tests.tasks.tracks import Follower, FollowerConfig, Forgetful
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly():
+    """Programs that run once need no optimisation."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(scope="module")
 def batch():
     """Two squares that move apart; a clip without objects; one whose second object comes late."""
