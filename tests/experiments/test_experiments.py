@@ -19,7 +19,7 @@ from experiments.folder import MAY_CHANGE, RunFolder, flat_settings
 from experiments.run import open_run, train_run
 from experiments.schema import RunSettings
 from slotzoo.errors import ConfigError
-from slotzoo.models import model_card
+from slotzoo.models import model_card, model_config
 from slotzoo.train.signals import Signals
 
 
@@ -74,6 +74,9 @@ SHALLOW = {
     "revise": 1,
     "rounds": 1,
     "open_loop_context": 3,
+    "blocks": 1,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
 }
 
 
@@ -89,7 +92,9 @@ def smallest(name: str, folder: Path) -> RunSettings:
     if run.task == "object_videos":
         overrides += ["data.length=8", "options.chunk=4"]
     config = build.config_of_model(run)
-    overrides += [f"++model.{field}={value}" for field, value in SHALLOW.items() if hasattr(config, field)]
+    overrides += [
+        f"++model.{field}={value}" for field, value in SHALLOW.items() if getattr(config, field, value) > value
+    ]
     return settings(name, "tiny", *overrides)
 
 
@@ -153,6 +158,20 @@ def test_typed_values_win_over_the_tiny_section():
     run = settings("convs5_dmlab", "tiny", "train.steps=7", "data.length=20", "+model.layers=3")
     assert (run.train.steps, run.data.length, run.model["layers"]) == (7, 20, 3)
     assert run.name == "convs5_dmlab_tiny" and run.scale == "tiny"
+
+
+@pytest.mark.parametrize("model", ["slot_transformer", "slot_rnn", "single_state_ssm", "rim"])
+def test_the_baselines_of_slotssm_are_one_word(model):
+    word = f"model={model}"
+    for name in ("slotssm_bcb_earliest", "slotssm_clevrer"):
+        run, plain = settings(name, "tiny", word), settings(name, "tiny")
+        assert run.name == f"{name}_{model}_tiny" and run.model["name"] == plain.model["name"]
+        config, usual = build.config_of_model(run), build.config_of_model(plain)
+        mixer = {"slot_transformer": "attention", "slot_rnn": "gru", "rim": "rim"}.get(model, usual.mixer)
+        assert config.mixer == mixer and (config.num_slots == 1) == (model == "single_state_ssm")
+    # Of Blinking Color Balls the registry has them by name too.
+    run = settings("slotssm_bcb_earliest", "paper", word, "name=mine")
+    assert run.name == "mine" and build.config_of_model(run) == model_config(model)
 
 
 def test_scale_follows_the_accelerator():
