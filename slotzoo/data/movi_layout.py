@@ -98,7 +98,7 @@ def rescaled(x: UInt16[np.ndarray, "..."], bounds: Float32[np.ndarray, "2"]) -> 
 
 def dense_boxes(
     flat: Float32[np.ndarray, "seen 4"],
-    frames_flat: Integer[np.ndarray, " seen"],
+    frames_flat: Integer[np.ndarray, " entries"],
     lengths: Integer[np.ndarray, " objects"],
     frames: int,
     where: str,

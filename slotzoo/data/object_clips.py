@@ -31,7 +31,7 @@ from slotzoo.data.spec import FieldSpec, Provenance, Record, WindowSource
 from slotzoo.errors import ConfigError, DataError, nearest
 
 
-DEPTH_SCALES = ("log", "log_plus", "invert_plus", "metres")
+DEPTH_SCALES: tuple[DepthScale, ...] = ("log", "log_plus", "invert_plus", "metres")
 
 
 def clip_spec(
@@ -76,7 +76,7 @@ class ObjectClips:
         max_objects: int = 10,
         flow: bool = True,
         depth: bool = False,
-        depth_scale: DepthScale = "log_plus",
+        depth_scale: str = "log_plus",
         random_crop: bool = False,
         flip: bool = False,
     ):
@@ -101,7 +101,7 @@ class ObjectClips:
         self.origin: WindowSource = origin
         self.size = int(size or native[0] or 0)
         self.max_objects, self.flow, self.depth = max_objects, flow, depth
-        self.depth_scale: DepthScale = depth_scale
+        self.depth_scale: DepthScale = DEPTH_SCALES[DEPTH_SCALES.index(depth_scale)]
         self.random_crop, self.flip = random_crop, flip
         self.name = origin.name
         self.provenance: Provenance = origin.provenance
