@@ -5,6 +5,7 @@ import pathlib
 from typing import cast
 
 import numpy as np
+from jaxtyping import UInt8
 
 from slotzoo.data.export_movi import export_movi
 from slotzoo.data.sources.folders import mark
@@ -50,25 +51,46 @@ def export_mp4(
     Needs PyAV with libx264 (the extra `video`). Raises `DataError` without.
     """
     root = pathlib.Path(root)
+    mark(source, root)
+    for index in range(len(source)):
+        path = root / split / f"{index // per_folder:04d}" / f"{index:06d}.mp4"
+        record = source[index]
+        write_mp4(path, record["video"], fps=fps)
+        np.savez_compressed(path.with_suffix(".npz"), actions=record["actions"])
+    return root
+
+
+def export_clevrer(source: Source, root: str | pathlib.Path, split: str) -> pathlib.Path:
+    """Write `<root>/video_train/video_00000-01000/video_00000.mp4` and so on, frames as large as those of `source`.
+
+    Needs PyAV with libx264 (the extra `video`). Raises `DataError` without.
+    """
+    root = pathlib.Path(root)
+    mark(source, root)
+    word, first = {"train": ("train", 0), "val": ("validation", 10_000), "test": ("test", 15_000)}[split]
+    for index in range(len(source)):
+        number = first + index
+        thousand = number // 1000 * 1000
+        folder = root / f"video_{word}" / f"video_{thousand:05d}-{thousand + 1000:05d}"
+        write_mp4(folder / f"video_{number:05d}.mp4", source[index]["video"], fps=25)
+    return root
+
+
+def write_mp4(path: pathlib.Path, video: UInt8[np.ndarray, "time height width 3"], *, fps: int) -> None:
+    """Write an H.264 file with a key frame every 30 frames, and the folders above it."""
     try:
         import av
     except ImportError as error:
         raise DataError("Writing mp4 needs PyAV: install slotzoo[video].") from error
-    mark(source, root)
-    for index in range(len(source)):
-        path = root / split / f"{index // per_folder:04d}" / f"{index:06d}.mp4"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        record = source[index]
-        with av.open(str(path), mode="w") as container:
-            stream = cast("av.VideoStream", container.add_stream("libx264", rate=fps))
-            stream.height, stream.width = record["video"].shape[1:3]
-            stream.pix_fmt = "yuv420p"
-            stream.options = {"crf": "18", "g": "30"}
-            for frame in record["video"]:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            container.mux(stream.encode())
-        np.savez_compressed(path.with_suffix(".npz"), actions=record["actions"])
-    return root
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), mode="w") as container:
+        stream = cast("av.VideoStream", container.add_stream("libx264", rate=fps))
+        stream.height, stream.width = video.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": "18", "g": "30"}
+        for frame in video:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
 
 
 def export_published(source: Source, root: str | pathlib.Path, split: str) -> pathlib.Path:
@@ -76,7 +98,12 @@ def export_published(source: Source, root: str | pathlib.Path, split: str) -> pa
     source = source.origin if isinstance(source, View) else source
     if isinstance(source, MoviScenes):
         return export_movi(source, root, split)
-    writers = {"moving_mnist": export_moving_mnist, "minecraft": export_mp4, "habitat": export_mp4}
+    writers = {
+        "moving_mnist": export_moving_mnist,
+        "minecraft": export_mp4,
+        "habitat": export_mp4,
+        "clevrer": export_clevrer,
+    }
     if source.name not in writers and "actions" not in source.spec:
         raise DataError(f"The data set {source.name!r} has no layout of video files to be written in.")
     encoded = "tokens" in source.spec

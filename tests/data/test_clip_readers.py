@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from slotzoo.data import make_pipeline, open_source
+from slotzoo.data.export import export_published
 from slotzoo.data.export_movi import export_movi
 from slotzoo.data.movi_layout import dense_boxes
 from slotzoo.data.object_clips import ObjectClips
@@ -16,6 +17,7 @@ from slotzoo.data.png import decode_png, encode_png
 from slotzoo.data.sources.clevrer import ClevrerFiles
 from slotzoo.data.sources.movi import MoviFiles
 from slotzoo.data.spec import FieldSpec
+from slotzoo.data.synthetic.clevrer import ClevrerDouble
 from slotzoo.data.synthetic.movi import MoviScenes
 from slotzoo.data.tfds_features import Declared, decode, read_features, write_features
 from slotzoo.data.tfrecord import build_example, index_file, parse_example, read_at, write_file
@@ -326,3 +328,16 @@ def test_videos_in_one_folder_are_told_apart_by_their_numbers(clevrer, tmp_path_
         ClevrerFiles(clevrer, "test")
     same = pickle.loads(pickle.dumps(ClevrerFiles(clevrer, "train", length=4, size=16)))
     assert greys(same.window(0, 1, 2)["video"]) == [1, 2]
+
+
+def test_an_exported_double_is_read_back_frame_by_frame(tmp_path):
+    for split in ("train", "val", "test"):
+        double = ClevrerDouble(split, length=5, size=32, clips=2)  # type: ignore[arg-type]
+        export_published(double, tmp_path, split)
+        source = open_source("clevrer", split, root=tmp_path, length=5, size=32)  # type: ignore[arg-type]
+        assert source.provenance == "embedded double"
+        assert len(source) == 2
+        for index in range(2):
+            difference = source[index]["video"].astype(np.int32) - double[index]["video"]
+            assert np.abs(difference).mean() < 4  # of 255: the video codec, and colours at half the resolution
+    assert (tmp_path / "video_validation" / "video_10000-11000" / "video_10001.mp4").is_file()

@@ -67,7 +67,10 @@ def draw_scene(rng: np.random.Generator, frames: int) -> Scene:
 
 
 class ClevrerDouble:
-    """Clip `index` of a split is a function of (options, seed, split, index) alone."""
+    """Clip `index` of a split is a function of (options, seed, split, index) alone.
+
+    It is `length` frames out of the middle of a film of at least 128: a short clip shows a part of what happens.
+    """
 
     name = "clevrer"
     provenance: Provenance = "embedded double"
@@ -112,8 +115,11 @@ class ClevrerDouble:
         """Frames `start` to `start + length`: the motion is cheap, only these are drawn."""
         if not 0 <= index < self.clips:
             raise IndexError(f"clip {index} of {self.clips}")
-        scene = draw_scene(np.random.default_rng([self.seed, _SPLITS[self.split], index]), self.length)
-        frames = range(start, min(start + length, self.length))
+        rng = np.random.default_rng([self.seed, _SPLITS[self.split], index])
+        whole = max(FRAMES, self.length)
+        first = int(rng.integers(whole - self.length + 1))
+        scene = draw_scene(rng, whole)
+        frames = range(first + start, first + min(start + length, self.length))
         return {"video": np.stack([picture(scene, t, self.size)[0] for t in frames])}
 
     def close(self) -> None:
