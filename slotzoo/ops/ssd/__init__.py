@@ -1,5 +1,6 @@
 """The state-space dual of Mamba-2: the public functions and the choice of implementation."""
 
+import functools
 import math
 from typing import Any, Literal, NamedTuple
 
@@ -8,11 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from slotzoo.errors import ConfigError, ShapeError
+from slotzoo.ops import dispatch
 from slotzoo.ops.selective_scan import step_length
 from slotzoo.ops.ssd import chunked, reference
 
 
-Implementation = Literal["auto", "reference", "chunked"]
+Implementation = Literal["auto", "reference", "associative", "chunked"]
 CHUNK = 64  # steps at a time, where the caller does not say
 
 
@@ -57,8 +59,9 @@ def ssd(
     - `initial_state`: the state before the first step; zero if None.
     - `chunk`: how many steps are taken at once; None takes a clip of up to 64 steps at once, a longer one in
       chunks of equal length below that.
-    - `implementation`: `"reference"` is one `jax.lax.scan`, `"chunked"` matrix products within chunks. `"auto"` is the
-      fastest for the platform.
+    - `implementation`: `"reference"` is one `jax.lax.scan`; `"chunked"` matrix products within chunks, one after the
+      other, each computed again in the backward pass; `"associative"` all chunks at once, their states joined by a
+      `jax.lax.associative_scan`. `"auto"` takes the second on a CPU and the third elsewhere.
 
     **Returns** `(y, state)`: y in the dtype of `x`, and the last state. States and decays are float32 at least,
     whatever the inputs; products of matrices are in the dtype of `x` with sums in float32.
@@ -78,15 +81,14 @@ def ssd(
         return Scanned(x, zero if initial_state is None else initial_state.astype(dtype))
     length = _length(dt, dt_bias, dt_softplus, dt_limit, dtype)
     h0 = None if initial_state is None else initial_state.astype(dtype)
-    args = (x, length, A.astype(dtype), B, C)
-    match implementation:
-        case "reference":
-            h0 = jnp.zeros((*x.shape[1:], B.shape[2]), dtype) if h0 is None else h0
-            y, h = reference.forward(*args, h0)
-        case "auto" | "chunked":
-            y, h = chunked.forward(*args, h0, chunk=_chunk(time) if chunk is None else chunk)
-        case unknown:
-            raise ConfigError(f"ssd(implementation={unknown!r}) is unknown.")
+    of = lambda form: functools.partial(form, chunk=_chunk(time) if chunk is None else chunk)
+    forms = {
+        "reference": reference.forward,
+        "chunked": of(chunked.forward),
+        "associative": of(chunked.forward_parallel),
+    }
+    form = dispatch.choose(forms, implementation, cpu="chunked", other="associative", kernel=False)
+    y, h = form(x, length, A.astype(dtype), B, C, h0)
     return Scanned(_gated(y, x, D, z), h)
 
 

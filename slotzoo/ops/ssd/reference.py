@@ -11,11 +11,11 @@ def forward(
     a: Float[Array, "head"],
     b: Float[Array, "time group state"],
     c: Float[Array, "time group state"],
-    h0: Float[Array, "head dim state"],
+    h0: Float[Array, "head dim state"] | None,
 ) -> tuple[Float[Array, "time head dim"], Float[Array, "head dim state"]]:
-    """y_t = C_t h_t and the last h, with h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T.
+    """y_t = C_t h_t and the last h, with h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T; `h0` None is zeros.
 
-    The state and y are in the dtype of `h0`.
+    The state and y are in the dtype of `dt`.
     """
 
     def one(h, inputs):
@@ -23,6 +23,8 @@ def forward(
         y, h = step(x_t, dt_t, a, b_t, c_t, h)
         return h, y
 
+    if h0 is None:
+        h0 = jnp.zeros((*x.shape[1:], b.shape[2]), dt.dtype)
     h, y = lax.scan(one, h0, (x, dt, b, c))
     return y, h
 
