@@ -277,6 +277,7 @@ def _encoder(c: SlotSSMConfig, key: PRNGKeyArray) -> ViTEncoder | CNNEncoder | P
                 dim=c.encoder_dim,
                 layers=c.encoder_layers,
                 heads=c.encoder_heads,
+                mlp_dim=c.encoder_mlp,
                 out_dim=c.token_dim,
                 class_tokens=c.encoder_class_tokens,
                 noisy=c.encoder_noisy_class,
@@ -313,6 +314,7 @@ def _decoder(
                 dim=c.decoder_dim,
                 layers=c.decoder_layers,
                 heads=c.decoder_heads,
+                mlp_dim=c.decoder_mlp,
                 same_start=c.same_start,
                 key=key,
             )

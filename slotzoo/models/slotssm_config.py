@@ -25,6 +25,7 @@ class SlotSSMConfig:
     encoder_dim: int = 256
     encoder_layers: int = 6
     encoder_heads: int = 4
+    encoder_mlp: int | None = None  # 4 encoder_dim
     encoder_patch: int = 8
     encoder_class_tokens: int = 1
     encoder_noisy_class: bool = False
@@ -62,6 +63,7 @@ class SlotSSMConfig:
     decoder_dim: int = 256
     decoder_layers: int = 4
     decoder_heads: int = 4
+    decoder_mlp: int | None = None  # 4 decoder_dim
     decoder_patch: int = 8
     decoder_grid: int = 8  # broadcast
     decoder_remat: bool = False  # broadcast: slot by slot, and again for the gradient

@@ -59,22 +59,26 @@ class InvertedAttention(eqx.Module):
         self,
         x: Float[Array, "query dim"],
         context: Float[Array, "token dim"],
+        values: Float[Array, "token dim"] | None = None,
         *,
         mask: Bool[Array, "query token"] | None = None,
         bias: Float[Array, "query token"] | None = None,
     ) -> Attended:
-        """`mask` is True where a query may look (a token that none may see is nobody's); `bias` adds to the logits."""
+        """`values` are read in place of `context` where given. `mask` is True where a query may look (a token that none
+        may see is nobody's); `bias` adds to the logits.
+        """
         p = self.project
+        values = p.value(context if values is None else values)
         shares = self._shares(x, context, mask, bias)
         if mask is None and bias is None and self.normalise:
             # The attention is computed apart, and by those only who use it: the op never stores it.
-            query, keys, values = (y.astype(x.dtype) for y in (p.query(x), p.key(context), p.value(context)))
+            query, keys = p.query(x), p.key(context)
             read = slot_attention(query, keys, values, epsilon=0.0, sum_epsilon=1e-5, heads=p.heads)
         else:
             weights = shares
             if self.normalise:
                 weights = weights / (weights.sum(-1, keepdims=True) + 1e-5)
-            values = p.value(context).reshape(len(context), p.heads, p.head_dim)
+            values = values.reshape(len(context), p.heads, p.head_dim)
             read = jnp.einsum("hqt,thd->qhd", weights.astype(values.dtype), values).reshape(len(x), -1)
         return Attended(p.out(read), shares)
 
