@@ -98,8 +98,10 @@ def fixture_root() -> Path:
 
 
 def load_case(path: Path) -> Case:
-    """Read an `.npz` case, or the `expected.npz` of a checkpoint folder."""
-    with np.load(path / "expected.npz" if path.is_dir() else path, allow_pickle=False) as file:
+    """Read an `.npz` case, or what is expected of a folder: `expected.npz` in it, or `<folder>_expected.npz` beside."""
+    inside, beside = path / "expected.npz", path.with_name(f"{path.name}_expected.npz")
+    file = path if path.is_file() else inside if inside.is_file() else beside
+    with np.load(file, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     return Case(path, arrays, json.loads(str(arrays.pop("meta", "{}"))))
 
@@ -116,13 +118,17 @@ def checks(*patterns: str) -> Callable[[Checker], Checker]:
 
 
 def cases(folder: str) -> list[str]:
-    """The relative paths of all cases under `<root>/<folder>`: files, folders `native_ckpt/*` and `native_ckpt_*`."""
+    """The relative paths of all cases under `<root>/<folder>`: files, and the folders of checkpoints.
+
+    Such a folder is `native_ckpt/*`, `native_ckpt_*` or `native_checkpoint`.
+    """
     top = fixture_root() / folder
     found = set()
     for path in top.rglob("*"):
         parts = path.relative_to(top).parts
         if path.is_file() and not any(fnmatch.fnmatch(path.name, skip) for skip in _NOT_CASES):
-            depth = 1 if parts[0].startswith("native_ckpt_") else 2 if parts[0] == "native_ckpt" else len(parts)
+            whole = parts[0] == "native_checkpoint" or parts[0].startswith("native_ckpt_")
+            depth = 1 if whole else 2 if parts[0] == "native_ckpt" else len(parts)
             found.add("/".join(parts[:depth]))
     return sorted(found)
 
