@@ -90,7 +90,7 @@ def smallest(name: str, folder: Path) -> RunSettings:
         plain = str(rollout).replace("'", "").replace("None", "null")
         overrides += ["data.length=6", f"eval.rollouts=[{plain}]", *(["data.test_length=8"] if longer else ())]
     if run.task == "object_videos":
-        overrides += ["data.length=8", "options.chunk=4"]
+        overrides += ["data.length=8", "++options.chunk=4"]
     config = build.config_of_model(run)
     overrides += [
         f"++model.{field}={value}" for field, value in SHALLOW.items() if getattr(config, field, value) > value
