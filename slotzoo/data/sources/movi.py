@@ -68,6 +68,10 @@ class MoviFiles:
         self._check_declared()
         self._frames, self._size = self._clip_size()
         self._fingerprint = self._shards.fingerprint(self._root)
+        # What a prepared folder must not be asked differently.
+        self.options = {"config": f"{self._size}x{self._size}"}
+        if split == "test":
+            self.options["test_split"] = test_split
 
     def __repr__(self) -> str:
         return f"MoviFiles({self.name!r}, {self.split!r}, clips={len(self)})"
