@@ -129,11 +129,6 @@ def drop_frames(clip: Clip, every: int) -> Clip:
     return {name: x[::every] for name, x in clip.items()}
 
 
-def strided_start(rng: np.random.Generator, total: int, length: int) -> int:
-    """A start out of 0, length, 2 length, ... below `total`."""
-    return length * int(rng.integers(-(-total // length)))
-
-
 def flip(clip: Clip, *, rows: bool = False, columns: bool = False) -> Clip:
     """Upside down, left to right; flow and boxes follow."""
     out = dict(clip)
