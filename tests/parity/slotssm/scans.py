@@ -24,14 +24,18 @@ def weighted(out: jax.Array) -> jax.Array:
     return (flat * jnp.asarray(weights, flat.dtype)).sum()
 
 
-def compare(case: Case, run: Callable, inputs: dict, names: tuple[str, ...], native: Callable) -> None:
-    """Outputs, and gradients of the recorded loss, of `run` over a dict of the seed's arrays."""
+def compare(case: Case, run: Callable, inputs: dict, names: tuple[str, ...], native: Callable) -> list:
+    """Outputs, and gradients of the recorded loss, of `run` over a dict of the seed's arrays.
+
+    Returns what `run` gives besides the outputs named.
+    """
 
     def loss(inputs):
-        outs = dict(zip(names, run(inputs), strict=True))
-        return sum(weighted(outs[name]) for name in case.meta["loss_over"]), outs
+        found = run(inputs)
+        outs = dict(zip(names, found, strict=False))
+        return sum(weighted(outs[name]) for name in case.meta["loss_over"]), (outs, found[len(names) :])
 
-    (value, outs), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(inputs)
+    (value, (outs, rest)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(inputs)
     case.compare(value, "loss", rtol=RTOL)
     precise = case.group("out64")
     for name in names:
@@ -39,6 +43,7 @@ def compare(case: Case, run: Callable, inputs: dict, names: tuple[str, ...], nat
         if name in precise:
             assert_close(outs[name], precise[name], rtol=RTOL, what=f"{case.path.name}: {name} in float64")
     case.compare_grads({f"input:{name}": native(name, grad) for name, grad in grads.items()}, rtol=2 * RTOL)
+    return rest
 
 
 def scan_arguments(inputs: dict, batch: bool = True) -> dict:
@@ -91,15 +96,13 @@ def check_selective_scan(case: Case) -> None:
             outs += [jnp.moveaxis(continued.y, 1, -1), continued.state]
         return outs
 
-    def outputs(inputs):
-        return run(inputs)[:2]
-
     # torch's gradient of a complex input is the conjugate of JAX's.
     native = lambda name, grad: jnp.conj(grad)
-    compare(case, outputs, inputs, ("y", "last_state"), native)
-    if "state_at_half" in case.outputs:
-        _, _, middle, y, last = jax.jit(run)(inputs)
-        case.compare(middle, "state_at_half", rtol=RTOL)
+    rest = compare(case, run, inputs, ("y", "last_state"), native)
+    if half:
+        middle, y, last = rest
+        if "state_at_half" in case.outputs:
+            case.compare(middle, "state_at_half", rtol=RTOL)
         assert_close(y, case.outputs["y"][..., half:], rtol=RTOL, what="y of the second half")
         case.compare(last, "last_state", rtol=RTOL)
 
