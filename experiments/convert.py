@@ -10,7 +10,10 @@ TORCH_FILES = (".ckpt", ".pt", ".pth", ".tar")
 
 
 def convert(config: DictConfig) -> int:
-    """Convert `source`, a run's folder or a PyTorch file, to `out` and the card beside it; load that once more."""
+    """Convert `source`, a run's folder or a PyTorch file, to `out` and the card beside it; load that once more.
+
+    A SlotSSM's weights file as `source` is written to the folder `out` as its authors' code writes checkpoints.
+    """
     from pathlib import Path
 
     from experiments import validate
@@ -19,10 +22,18 @@ def convert(config: DictConfig) -> int:
     from slotzoo.weights import load_model, save_weights
     from slotzoo.weights.convert.convssm import convert_run
     from slotzoo.weights.convert.object_discovery import convert_checkpoint
+    from slotzoo.weights.convert.slotssm import convert_folder, export_folder, is_checkpoint
 
     asked = validate.settings(config, ConvertSettings)
     source, out = Path(asked.source).expanduser(), Path(asked.out).expanduser()
-    found = convert_checkpoint(source) if source.suffix in TORCH_FILES else convert_run(source)
+    if source.suffix == ".safetensors":
+        model, card = load_model(source)
+        print(f"{card.model}: written for its authors' code to {export_folder(model, out)}")
+        return 0
+    if is_checkpoint(source):
+        found = convert_folder(source)
+    else:
+        found = convert_checkpoint(source) if source.suffix in TORCH_FILES else convert_run(source)
     published = model_card(found.name)
     card = save_weights(
         out,

@@ -4,12 +4,17 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
+from slotzoo.models.slotssm import SlotSSM
 from slotzoo.models.vqgan import VQGAN
 from slotzoo.weights import load_model
+from slotzoo.weights.convert.slotssm import export_folder
+from tests.arrays import random_module
 from tests.weights.test_convert import ARGS, random_arrays, write_run
+from tests.weights.test_convert_slotssm import SMALL
 
 
 def command(*arguments):
@@ -32,6 +37,19 @@ def test_convert(tmp_path):
     assert isinstance(model, VQGAN) and card.source == "https://example.org/vqgan"
     np.testing.assert_array_equal(model.codebook, arrays["stats/quantize/embeddings"])
     assert "parameters of step 0" in result.stdout
+
+
+@pytest.mark.slow
+def test_slotssm_there_and_back(tmp_path):
+    theirs = export_folder(random_module(lambda: SlotSSM(SMALL, key=jax.random.key(0))), tmp_path / "step_7")
+    weights, back = tmp_path / "slotssm.safetensors", tmp_path / "back"
+    result = command(f"source={theirs}", f"out={weights}")
+    assert result.returncode == 0 and "of step 7" in result.stdout, result.stderr
+    result = command(f"source={weights}", f"out={back}")
+    assert result.returncode == 0, result.stderr
+    for part in ("vitencoder", "slotssm", "vitdecoder"):
+        for name in ("config.json", "model.safetensors"):
+            assert (back / part / name).read_bytes() == (theirs / part / name).read_bytes()
 
 
 @pytest.mark.slow

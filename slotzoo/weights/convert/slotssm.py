@@ -132,11 +132,15 @@ def convert_folder(folder: str | Path) -> Converted:
     return Converted(model, name, config, int(step.group(1)) if step else 0, "SlotSSM of its authors")
 
 
-def export_folder(model: SlotSSM, folder: str | Path) -> Path:
+def export_folder(model: eqx.Module, folder: str | Path) -> Path:
     """Write a model as the released code writes it: `config.json` and `model.safetensors` per part. Returns the folder.
 
     **Raises** `WeightsError` for a model that the released code has no modules for.
     """
+    if not isinstance(model, SlotSSM):
+        raise WeightsError(
+            f"only a SlotSSM can be written as its authors do, this is a {type(model).__name__}."
+        )
     folder, c = Path(folder), model.config
     configs, table = _released(c), rules(c)
     blocks = len(model.decoder.blocks) if isinstance(model.decoder, NormedBroadcastDecoder) else 0
