@@ -112,6 +112,19 @@ def test_a_set_without_flow_serves_other_targets(movi):
     assert record["depth"].shape == (3, 16, 16, 1)
 
 
+def test_flow_without_a_range_lies_within_255_pixels(movi):
+    root, folder = movi
+    path, shard = folder / "features.json", first_shard(folder)
+    steps = MoviFiles("movi_a", root, "train")[0]["flow"]
+    declared = read_features(path)
+    declared["flow"] = declared.pop("backward_flow")
+    write_features(path, {name: kind for name, kind in declared.items() if "flow_range" not in name})
+    rewritten(shard, lambda example: example.update(flow=example.pop("backward_flow")))
+    record = MoviFiles("movi_a", root, "train")[0]
+    np.testing.assert_array_equal(record["flow"], steps)
+    assert record["flow_range"].tolist() == [-255, 255]
+
+
 def test_a_wrong_resolution_is_told(movi):
     root, folder = movi
     picture = encode_png(np.zeros((8, 16, 3), np.uint8))

@@ -24,11 +24,9 @@ from slotzoo.errors import ConfigError, DataError
 
 Split = Literal["train", "val", "test"]
 _NEEDED = ("video", "segmentations", "instances/bboxes", "instances/bbox_frames")
-_TARGETS = {
-    "flow": ("backward_flow", "metadata/backward_flow_range"),
-    "depth": ("depth", "metadata/depth_range"),
-}
-_OVER_TIME = ("video", "segmentations", "backward_flow", "depth")
+_RANGES = {"backward_flow": "metadata/backward_flow_range", "depth": "metadata/depth_range"}
+_PLAIN_RANGE = (-255.0, 255.0)  # of flow that comes without one, as SAVi takes it
+_OVER_TIME = ("video", "segmentations", "backward_flow", "flow", "depth")
 
 
 class MoviFiles:
@@ -83,9 +81,12 @@ class MoviFiles:
                     f"{self.features_file}: no feature {feature!r}, which {self.name} has; found "
                     f"{', '.join(sorted(self.declared))}."
                 )
-        self.targets = tuple(
-            name for name, features in _TARGETS.items() if all(feature in self.declared for feature in features)
-        )
+        flow = next((name for name in ("backward_flow", "flow") if name in self.declared), None)
+        depth = all(name in self.declared for name in ("depth", _RANGES["depth"]))
+        self._flow, self._depth = flow, depth
+        targets = (*((flow,) if flow else ()), *(("depth",) if depth else ()))
+        ranges = (_RANGES[name] for name in targets if name in _RANGES and _RANGES[name] in self.declared)
+        self._read = (*_NEEDED, *targets, *ranges)
 
     def _clip_size(self) -> tuple[int, int]:
         frames, height, width, _ = self.declared["video"].shape
@@ -98,8 +99,9 @@ class MoviFiles:
 
     @property
     def spec(self) -> dict[str, FieldSpec]:
-        left_out = {field for name in _TARGETS if name not in self.targets for field in (name, f"{name}_range")}
-        return {name: field for name, field in record_spec(self._size).items() if name not in left_out}
+        has = {"flow": self._flow is not None, "depth": self._depth}
+        fields = record_spec(self._size)
+        return {name: field for name, field in fields.items() if has.get(name.removesuffix("_range"), True)}
 
     @property
     def fingerprint(self) -> str:
@@ -129,9 +131,12 @@ class MoviFiles:
     def window(self, index: int, start: int, length: int) -> Record:
         """Frames `start` to `start + length` of a clip."""
         where = self._shards.where(index)
-        names = [*_NEEDED, *(feature for name in self.targets for feature in _TARGETS[name])]
         part = slice(start, start + length)
-        record = kept(self.features(index, names, part), where, frames=self._frames)
+        clip = self.features(index, self._read, part)
+        if self._flow is not None:
+            clip["backward_flow"] = clip[self._flow]
+            clip.setdefault(_RANGES["backward_flow"], np.asarray(_PLAIN_RANGE, np.float32))
+        record = kept(clip, where, frames=self._frames)
         record["boxes"] = record["boxes"][part]
         check_record(record, self.spec, where)
         return record
