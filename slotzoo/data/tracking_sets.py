@@ -16,7 +16,7 @@ from slotzoo.data.synthetic.clevrer import ClevrerDouble
 from slotzoo.data.synthetic.movi import MoviScenes
 
 
-_DOUBLE = ("length", "size", "clips", "seed", "max_objects", "min_objects")
+_DOUBLE = ("length", "size", "clips", "seed", "max_objects", "min_objects", "object_scale")
 _VIEW = ("size", "max_objects", "flow", "depth", "depth_scale", "random_crop", "flip")
 _TITLES = {
     "movi_a": "MOVi-A: plain solids on a grey floor",

@@ -71,6 +71,15 @@ def test_few_objects_move_in_movi_d_and_the_camera_in_movi_e():
     np.testing.assert_allclose(steps, np.broadcast_to(steps[:1], steps.shape), atol=1e-6)
 
 
+def test_objects_can_be_enlarged_for_small_frames():
+    clips = {scale: MoviScenes("movi_a", "train", length=1, size=32, object_scale=scale) for scale in (1.0, 2.0)}
+    covered = {scale: np.mean([(clip[i]["mask"] > 0).mean() for i in range(6)]) for scale, clip in clips.items()}
+    assert covered[2.0] > 2 * covered[1.0]
+    assert clips[1.0].fingerprint != clips[2.0].fingerprint
+    with pytest.raises(ConfigError, match="object_scale from 0.1 to 3, got 9"):
+        MoviScenes("movi_a", "train", object_scale=9.0)
+
+
 @pytest.mark.parametrize("name", ["movi_a", "movi_e"])
 def test_labels_boxes_and_visibility_tell_the_same(name):
     clip = MoviScenes(name, "train", length=6, size=32).clip(1)

@@ -30,8 +30,10 @@ _RADII = {"movi_a": (0.35, 0.7), "movi_b": (0.35, 0.75), "movi_c": (0.35, 0.75)}
 _SMALL = (0.28, 0.5)  # where there are many
 
 
-def draw_scene(rng: np.random.Generator, layout: Layout, frames: int, most: int, least: int) -> Scene:
-    """Between `least` and `most` objects that are in the picture when the clip begins."""
+def draw_scene(
+    rng: np.random.Generator, layout: Layout, frames: int, most: int, least: int, object_scale: float = 1.0
+) -> Scene:
+    """Between `least` and `most` objects, `object_scale` times MOVi's, that are in the picture when the clip begins."""
     while True:
         cameras = _cameras(rng, layout, frames)
         count = int(rng.integers(least, most + 1))
@@ -39,6 +41,7 @@ def draw_scene(rng: np.random.Generator, layout: Layout, frames: int, most: int,
         small, large = _RADII.get(layout.name, _SMALL)
         size = rng.integers(2, size=count)
         radius = np.where(size, large, small) if layout.name == "movi_a" else rng.uniform(small, large, count)
+        radius = object_scale * radius
         height = centre_height(shape, radius)
         places = _places(rng, cameras[1], radius, height)
         if places is not None:
@@ -109,7 +112,8 @@ def _surface(rng: np.random.Generator, layout: Layout, color: np.ndarray, metal:
 class MoviScenes:
     """Clip `index` of a split is a function of (set, options, seed, split, index) alone: records of `record_spec`.
 
-    `length` frames of `size` x `size` pixels with `min_objects` to `max_objects` objects (by default MOVi's).
+    `length` frames of `size` x `size` pixels with `min_objects` to `max_objects` objects (by default MOVi's);
+    `object_scale` enlarges them, for small frames: on 32 pixels a small object of MOVi-A has two.
     """
 
     provenance: Provenance = "embedded double"
@@ -126,6 +130,7 @@ class MoviScenes:
         seed: int = 0,
         max_objects: int | None = None,
         min_objects: int | None = None,
+        object_scale: float = 1.0,
     ):
         self.layout = LAYOUTS[name]
         least, most = self.layout.objects
@@ -139,6 +144,8 @@ class MoviScenes:
         ):
             if value < low:
                 raise ConfigError(f"The double of {name} needs {option} of at least {low}, got {value}.")
+        if not 0.1 <= object_scale <= 3:
+            raise ConfigError(f"The double of {name} needs object_scale from 0.1 to 3, got {object_scale}.")
         if not 1 <= least <= most:
             raise ConfigError(
                 f"The double of {name} has 1 to {self.layout.objects[1]} objects, min_objects at most max_objects; got "
@@ -147,11 +154,12 @@ class MoviScenes:
         self.name: str = name
         self.split: Split = split
         self.length, self.size, self.clips, self.seed = length, size, clips, seed
-        self.most, self.least = most, least
+        self.most, self.least, self.object_scale = most, least, object_scale
 
     def __repr__(self) -> str:
         options = f"length={self.length}, size={self.size}, clips={self.clips}, seed={self.seed}"
-        return f"MoviScenes({self.name!r}, {self.split!r}, {options}, objects=({self.least}, {self.most}))"
+        objects = f"objects=({self.least}, {self.most}), object_scale={self.object_scale}"
+        return f"MoviScenes({self.name!r}, {self.split!r}, {options}, {objects})"
 
     @property
     def spec(self) -> dict[str, FieldSpec]:
@@ -170,7 +178,7 @@ class MoviScenes:
             raise IndexError(f"clip {index} of {self.clips}")
         rng = np.random.default_rng([self.seed, _SPLITS[self.split], index, list(LAYOUTS).index(self.name)])
         while True:
-            scene = draw_scene(rng, self.layout, self.length, self.most, self.least)
+            scene = draw_scene(rng, self.layout, self.length, self.most, self.least, self.object_scale)
             rendered = render(scene, self.length, self.size, full=full)
             if rendered.label.any():
                 return features(scene, rendered, self.layout, index)
