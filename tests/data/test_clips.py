@@ -72,8 +72,12 @@ def test_few_objects_move_in_movi_d_and_the_camera_in_movi_e():
 
 
 def test_objects_can_be_enlarged_for_small_frames():
-    clips = {scale: MoviScenes("movi_a", "train", length=1, size=32, object_scale=scale) for scale in (1.0, 2.0)}
-    covered = {scale: np.mean([(clip[i]["mask"] > 0).mean() for i in range(6)]) for scale, clip in clips.items()}
+    clips = {
+        scale: MoviScenes("movi_a", "train", length=1, size=32, object_scale=scale) for scale in (1.0, 2.0)
+    }
+    covered = {
+        scale: np.mean([(clip[i]["mask"] > 0).mean() for i in range(6)]) for scale, clip in clips.items()
+    }
     assert covered[2.0] > 2 * covered[1.0]
     assert clips[1.0].fingerprint != clips[2.0].fingerprint
     with pytest.raises(ConfigError, match="object_scale from 0.1 to 3, got 9"):
