@@ -3,14 +3,16 @@
 import functools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slotzoo.errors import ShapeError
-from slotzoo.ops import selective_scan, selective_step
+from slotzoo.errors import ConfigError, ShapeError
+from slotzoo.ops import batch_map, device, selective_scan, selective_step
 from slotzoo.ops.device import compiling_for_gpu
 from tests.ops.scan_cases import CASES, KERNEL_CASES, answer, run
+from tests.ops.test_compiled import KERNEL, h200, lowered, needs_plugin
 from tests.tolerance import assert_close, tolerance
 
 
@@ -103,3 +105,100 @@ def test_complex_input_of_real_rates_is_one_sentence():
     u, delta, a, b, c = arrays()
     with pytest.raises(ShapeError, match="C is complex but A is real"):
         selective_scan(u, delta, a, b, c.astype(jnp.complex64))
+
+
+@pytest.mark.skipif(compiling_for_gpu(), reason="the kernel runs on this platform")
+def test_the_kernel_needs_a_gpu():
+    with pytest.raises(ConfigError, match="cannot run: the platform is 'cpu'.*'auto' takes one that can"):
+        selective_scan(*arrays(channels=128), implementation="pallas")
+
+
+def test_the_kernel_says_why_it_cannot_run():
+    run_here = functools.partial(selective_scan, implementation="pallas", interpret=True)
+    with pytest.raises(ConfigError, match="cannot run: 4 channels are no multiple of 128"):
+        run_here(*arrays())
+    u, delta, a, b, c = arrays(channels=256)
+    with pytest.raises(ConfigError, match="it takes float32 and bfloat16 with real rates, not float32 with"):
+        run_here(u, delta, a.astype(jnp.complex64), b, c)
+    with pytest.raises(ConfigError, match="B and C are not both variable in time with the same groups"):
+        run_here(u, delta, a, b[:1], c)
+    with pytest.raises(ConfigError, match="a group of 64 channels is no multiple of 128"):
+        run_here(u, delta, a, *(jnp.tile(m[:, None], (1, 4, 1)) for m in (b, c)))
+    with pytest.raises(ConfigError, match="it takes up to 128 states of each channel, not 130"):
+        run_here(*arrays(channels=128, states=130))
+
+
+def described(batch, time, channels, states, dtype=jnp.float32, groups=()):
+    moving = jax.ShapeDtypeStruct((batch, time, channels), dtype)
+    matrix = jax.ShapeDtypeStruct((batch, time, *groups, states), dtype)
+    return moving, moving, jax.ShapeDtypeStruct((channels, states), jnp.float32), matrix, matrix
+
+
+def gradients(**options):
+    """A program with the scan's forward and backward passes in it."""
+    scan = batch_map(functools.partial(selective_scan, **options), in_axes=(0, 0, None, 0, 0))
+    return jax.grad(lambda *args: jnp.square(scan(*args)[0].astype(jnp.float32)).sum(), argnums=(0, 1, 2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    "sizes, options",
+    [
+        ((8, 1024, 512, 16), {}),
+        ((2, 19, 256, 128), {"dtype": jnp.bfloat16, "groups": (2,)}),
+    ],
+    ids=["long", "odd length, bfloat16, many states, groups"],
+)
+def test_lowers_for_cuda(sizes, options):
+    with h200():
+        text = lowered(gradients(), *described(*sizes, **options))
+    assert text.count(f"@{KERNEL}(") == 2, "one kernel forward, one backward"
+    assert "stablehlo.while" not in text
+    batch, time, channels, states = sizes
+    for inner in (f"{time}x{channels}x{states}x", f"{time}x{states}x{channels}x"):
+        assert f"{batch}x{inner}" not in text, "nothing of the size time x channel x state"
+
+
+def test_exports_for_cuda_by_name():
+    with h200():
+        exported = jax.export.export(
+            jax.jit(gradients(implementation="pallas")),
+            platforms=["cuda"],
+            disabled_checks=[jax.export.DisabledSafetyCheck.custom_call(KERNEL)],
+        )(*described(2, 8, 128, 16))
+    assert exported.mlir_module().count(f"@{KERNEL}(") == 2
+
+
+def test_is_per_device_under_a_mesh():
+    """A batch over 4 devices: the kernel sees the 2 examples of its device, inside a shard_map."""
+    with h200((4,), ("data",)):
+        text = lowered(gradients(), *described(8, 16, 128, 16))
+    calls = [line for line in text.splitlines() if f"@{KERNEL}(" in line]
+    assert len(calls) == 2
+    assert all("tensor<2x16x128xf32>" in line and "tensor<8x" not in line for line in calls)
+
+
+def test_falls_back_where_the_kernel_does_not_fit(monkeypatch):
+    with h200():
+        assert KERNEL not in lowered(gradients(), *described(2, 100, 96, 16))
+        monkeypatch.setattr(device, "oldest_capability", lambda: 8.0)
+        assert KERNEL not in lowered(gradients(), *described(2, 100, 128, 16))
+
+
+def test_a_cpu_program_has_no_kernel():
+    args = described(2, 16, 128, 16)
+    assert KERNEL not in jax.jit(gradients()).trace(*args).lower(lowering_platforms=("cpu",)).as_text()
+
+
+@pytest.mark.slow
+@needs_plugin
+def test_compiled_for_an_h200():
+    """Forward little more than u, delta and y; nothing is gathered over four data-parallel GPUs."""
+    from experiments.benchmarks import selective_scan_compiled
+
+    for row in selective_scan_compiled.rows(full=False):
+        forward = row["program"] == "forward"
+        assert row["mosaic"] == (1 if forward else 2), row
+        assert row["all_gathers"] == 0, row
+        # A short clip's first and last states are as large as u.
+        bound = (3.3, 15.5) if row["time"] > 100 else (4.8, 22.5)
+        assert row["units"] <= bound[0 if forward else 1], row

@@ -212,20 +212,20 @@ def _run(direction: Literal["forward", "backward"], options: _Options, *args: Ar
     """The chosen implementation's `direction` on each device's part of `args`."""
     time = args[0].shape[0]
 
-    # All forms that "auto" chooses from keep the same states.
     kernel = options.implementation == "pallas" or (compiling_for_gpu() and _unfit(args) is None)
-    chunk = _kernel().CHUNK if kernel else CHUNK
+    # Where the choice is made when the program is lowered, all forms keep the same states.
+    shared = _kernel().CHUNK if kernel else CHUNK_PARALLEL if compiling_for_gpu() else None
 
     def of(module: Any, chunk: int, **more: bool) -> dispatch.Form:
         return functools.partial(getattr(module, direction), chunk=min(chunk, time), **extra, **more)
 
     forms = {
         "reference": of(reference, time),
-        "sequential": of(sequential, chunk),
+        "sequential": of(sequential, shared or CHUNK),
         "associative": of(chunked, time),
-        "chunked": of(chunked, chunk if kernel else CHUNK_PARALLEL),
+        "chunked": of(chunked, shared or CHUNK_PARALLEL),
     }
     if kernel:
-        forms["pallas"] = of(_kernel(), chunk, interpret=options.interpret)
+        forms["pallas"] = of(_kernel(), _kernel().CHUNK, interpret=options.interpret)
     found = dispatch.choose(forms, options.implementation, cpu="sequential", other="chunked", kernel=kernel)
     return found(*args)
