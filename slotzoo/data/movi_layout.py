@@ -117,7 +117,10 @@ def dense_boxes(
 
 
 def ragged_boxes(mask: UInt8[np.ndarray, "time height width"], objects: int) -> dict[str, np.ndarray]:
-    """`instances/bboxes` and `instances/bbox_frames` of the pixels of each label: edges of pixels over the size."""
+    """`instances/bboxes` and `instances/bbox_frames` of the pixels of each label: outer edges of pixels over the size.
+
+    MOVi's lower and right edges are the last pixels' own numbers, of 256, which in few pixels would be too near.
+    """
     flat, frames, lengths = [], [], []
     height, width = mask.shape[1:]
     for label in range(1, objects + 1):

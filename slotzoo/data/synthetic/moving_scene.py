@@ -279,16 +279,16 @@ def _kinds(scene: Scene, order: np.ndarray, layout: Layout) -> dict[str, np.ndar
     if layout.name == "movi_b":
         return {
             "instances/shape_label": np.asarray([KUBASIC.index(name) for name in names], np.int64),
-            "instances/scale": scale,
             "instances/color": rgb,
             "instances/material_label": material,
-            "metadata/background_color": np.asarray(scene.surface.floor, np.float32),
+            "background_color": np.asarray(scene.surface.floor, np.float32),
         }
     out = {
         "instances/asset_id": np.asarray(names),
         "instances/category": np.full(len(order), CATEGORIES.index("None"), np.int64),
         "instances/scale": scale,
-        "metadata/background": np.asarray("floor"),
+        # Where it stands differs: with the metadata in E, on its own in C and D.
+        "metadata/background" if layout.name == "movi_e" else "background": np.asarray("floor"),
     }
     if layout.moving is not None:
         out["instances/is_dynamic"] = scene.dynamic[order]
