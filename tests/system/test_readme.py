@@ -39,6 +39,7 @@ SMALL = {
     "experiments.train +exp=convs5_dmlab": MODEL[1:],
     "experiments.train +exp=vqgan_dmlab": TOKENIZER[1:],
     "experiments.train +exp=slot_attention_tetrominoes": IMAGES,
+    "experiments.train +exp=slotssm_bcb_earliest": IMAGES,
     "experiments.predict": (),
     "experiments.evaluate": ("clips=2",),
     "experiments.sample": (),
