@@ -233,6 +233,12 @@ def complete(run: RunSettings, tokenizer: VQGAN | None, spec: Mapping[str, Field
         derived = {"resolution": spec["video"].shape[1], "in_channels": spec["video"].shape[3]}
     elif "image" in spec:
         derived = _image_fields(run, spec["image"])
+    for target in getattr(config, "targets", ()) if run.task == "object_videos" else ():
+        if target not in spec and target != "rgb":
+            raise ConfigError(
+                f"model.targets={list(config.targets)}: the clips of {run.data.name} have no {target!r}; "
+                f"data.options.{target}=true adds it where the set has it."
+            )
     if "boxes" in spec and getattr(config, "conditioning", None) is not None:
         derived |= _hinted_slots(run, spec["boxes"], config)
     derived = {name: value for name, value in derived.items() if value is not None and hasattr(config, name)}

@@ -1,4 +1,7 @@
-"""`python -m experiments.evaluate run=runs/NAME/seed0`: measure a run again, on held-out clips."""
+"""`python -m experiments.evaluate run=runs/NAME/seed0`: measure a run again, on held-out clips.
+
+`run=runs/NAME` measures all its seeds, and adds their mean and standard error.
+"""
 
 import hydra
 from omegaconf import DictConfig
@@ -7,26 +10,58 @@ from experiments import cli
 
 
 def evaluate(config: DictConfig) -> int:
-    """Measure a run's newest checkpoint; its table and pictures get a folder of their own beside those of training."""
-    import dataclasses
+    """Measure a run's newest checkpoint, or those of all seeds in a folder."""
     import json
     from pathlib import Path
 
-    import jax
-
     from experiments import build, validate
-    from experiments.folder import RunFolder, free, write_text
-    from experiments.run import open_run
+    from experiments.folder import RunFolder, write_text
     from experiments.schema import EvaluateSettings
-    from slotzoo.prng import stream
-    from slotzoo.train.mesh import shard_batch
-    from slotzoo.train.signals import STOPPED_EXIT_CODE, Signals
-    from slotzoo.viz.report import write_report
+    from slotzoo.train.signals import STOPPED_EXIT_CODE
     from slotzoo.viz.tables import text_tables
 
     asked = validate.settings(config, EvaluateSettings)
     build.plugins(asked.plugins)
-    folder = RunFolder(Path(asked.run).expanduser())
+    top = Path(asked.run).expanduser()
+    folders = [RunFolder(top)]
+    if not folders[0].config.is_file():
+        seeds = sorted(path.parent for path in top.glob("seed*/config.yaml"))
+        folders = [RunFolder(path) for path in seeds] or folders
+    measured = []
+    for folder in folders:
+        out = evaluate_run(asked, folder)
+        if out is None:
+            return STOPPED_EXIT_CODE
+        measured.append(json.loads((out / "table.json").read_text()))
+    if len(measured) > 1:
+        tables = {"tables": over_seeds(measured)}
+        out = top / f"seeds_{asked.split}" / "table.json"
+        write_text(
+            out, json.dumps({**tables, "seeds": [folder.path.name for folder in folders]}, indent=1) + "\n"
+        )
+        print(f"\n{text_tables(tables)}\n\nWritten to {out}")
+    return 0
+
+
+def evaluate_run(asked, folder):
+    """Measure one run; its table and pictures get a folder of their own beside those of training, which is returned.
+
+    None if a signal came before the end.
+    """
+    import dataclasses
+    import json
+
+    import jax
+
+    from experiments import build
+    from experiments.folder import free, write_text
+    from experiments.run import open_run
+    from slotzoo.prng import stream
+    from slotzoo.train.mesh import shard_batch
+    from slotzoo.train.signals import Signals
+    from slotzoo.viz.report import write_report
+    from slotzoo.viz.tables import text_tables
+
     settings = folder.read_settings()
     if asked.root is not None:
         settings.data.root = asked.root
@@ -50,14 +85,46 @@ def evaluate(config: DictConfig) -> int:
             should_stop=lambda: signals.stop_requested,
         )
         if signals.stop_requested:
-            return STOPPED_EXIT_CODE
+            return None
     card = {"step": opened.step, "provenance": source.provenance, "asked": dataclasses.asdict(asked)}
     write_text(out / "numbers.json", json.dumps({**card, "numbers": numbers}, indent=1) + "\n")
     what = "images" if "image" in source.spec else "clips"
     print(f"{run.name}, step {opened.step}, {asked.split} {what} of {run.data.name} ({source.provenance})\n")
     print(text_tables(out / "table.json"))
     print(f"\nWritten to {out}; report: {write_report(folder.path)}")
-    return 0
+    return out
+
+
+def over_seeds(measured):
+    """The tables of several runs as one: of every number its mean and, beside it, the standard error of that mean."""
+    import statistics
+
+    joined = []
+    for number, first in enumerate(tables_of(measured[0])):
+        same = [each for run in measured for each in tables_of(run)[number : number + 1]]
+        columns = [column for column in first["columns"] if column != "name"]
+        rows = []
+        for place, row in enumerate(first["rows"]):
+            found = {"name": row.get("name", "")}
+            for column in columns:
+                values = [t["rows"][place].get(column) for t in same if place < len(t["rows"])]
+                values = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+                if len(values) == len(measured):
+                    found[column] = statistics.fmean(values)
+                    found[f"{column} s.e."] = statistics.stdev(values) / len(values) ** 0.5
+            rows.append(found)
+        both = [name for column in columns for name in (column, f"{column} s.e.")]
+        title = f"{first['title']}, mean and standard error of {len(measured)} seeds"
+        notes = [*first.get("notes", ())]
+        joined.append(
+            {"title": title, "columns": both, "better": first.get("better", {}), "rows": rows, "notes": notes}
+        )
+    return joined
+
+
+def tables_of(content):
+    """The tables of a `table.json`, which holds one or several."""
+    return content.get("tables", [content])
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")

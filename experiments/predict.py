@@ -1,4 +1,7 @@
-"""`python -m experiments.predict run=runs/NAME/seed0 images=folder/`: take pictures of your own apart into objects."""
+"""`python -m experiments.predict run=runs/NAME/seed0 images=folder/`: take pictures of your own apart into objects.
+
+With a run of SAVi or STATM: `video=clip.mp4 boxes=first_frame.json` follows the objects of a video of your own.
+"""
 
 import hydra
 from omegaconf import DictConfig
@@ -14,6 +17,8 @@ def predict(config: DictConfig) -> int:
     `objects.png` (background removed), `overlay.png`, `slot_<k>.png`, with SLATE `dvae.png`, with GNM `boxes.png`, and
     `slots.npz` with `slots` (slot, dim), `masks` (slot, height, width), the label maps `segments` and `objects` (0:
     background) and what else the model says; `overview.png` shows everything in a row and is part of the report.
+
+    Videos: see `follow_video`.
     """
     from pathlib import Path
 
@@ -27,6 +32,7 @@ def predict(config: DictConfig) -> int:
     from slotzoo.errors import ConfigError
     from slotzoo.prng import stream
     from slotzoo.tasks.object_images import ObjectImagesTask
+    from slotzoo.tasks.object_videos import ObjectVideosTask
     from slotzoo.train.signals import STOPPED_EXIT_CODE, Signals
     from slotzoo.viz.images import write_png
     from slotzoo.viz.objects import object_grid, write_apart
@@ -39,11 +45,15 @@ def predict(config: DictConfig) -> int:
     folder = RunFolder(Path(asked.run).expanduser())
     opened = open_run(folder)
     task = opened.task
+    if isinstance(task, ObjectVideosTask):
+        return follow_video(asked, folder, opened)
     if not isinstance(task, ObjectImagesTask):
         raise ConfigError(
-            f"run={asked.run}: a {opened.settings.task} run does not take images apart; give one of Slot Attention, "
-            "SLATE or GNM."
+            f"run={asked.run}: a {opened.settings.task} run takes neither images nor videos apart; give one of Slot "
+            "Attention, SLATE, GNM, SAVi or STATM."
         )
+    if asked.images is None:
+        raise ConfigError(f"images is missing: {opened.settings.name} takes pictures; add images=FOLDER.")
     top = Path(asked.images).expanduser()
     paths = find_pictures(top)
     places = folders(paths, top)
@@ -82,6 +92,61 @@ def predict(config: DictConfig) -> int:
         print(
             f"{resized} of {len(paths)} pictures were cropped to a square and scaled to {size} x {size} pixels."
         )
+    print(f"Written to {out}; report: {write_report(folder.path)}")
+    return 0
+
+
+def follow_video(asked, folder, opened) -> int:
+    """Follow the objects of a video: `predictions/step_<n>/<name>/` gets the files of `slotzoo.viz.tracks.write_track`.
+
+    They are `tracks` and `slots` as videos, `overlay`, `masks/<frame>.png` in the fixed colours, and `slots.npz` with
+    `slots` (time, slot, dim), `masks` (time, slot, height, width), `labels` and `boxes` of what was found.
+    """
+    from pathlib import Path
+
+    import jax
+
+    from experiments.folder import free, write_npz
+    from slotzoo.errors import ConfigError
+    from slotzoo.prng import stream
+    from slotzoo.viz.clips import cropped_boxes, read_boxes, read_clip, read_segments
+    from slotzoo.viz.images import write_png
+    from slotzoo.viz.report import write_report
+    from slotzoo.viz.tracks import track_arrays, track_strip, write_track
+
+    config = opened.module.config
+    if asked.video is None:
+        raise ConfigError(
+            f"video is missing: {opened.settings.name} follows objects in videos; add video=clip.mp4."
+        )
+    path = Path(asked.video).expanduser()
+    clip = read_clip(path, config.height, frames=asked.frames)
+    hints = {}
+    for name, wanted in (("boxes", ("boxes", "centers")), ("segments", ("segmentation",))):
+        given = getattr(asked, name)
+        if (given is not None) != (config.conditioning in wanted):
+            told = (
+                f"is told the {config.conditioning} of the first frame"
+                if config.conditioning
+                else "is told nothing"
+            )
+            raise ConfigError(
+                f"{name} {'is missing' if given is None else 'is not wanted'}: {opened.settings.name} {told}."
+            )
+    if asked.boxes is not None:
+        hints["boxes"] = cropped_boxes(read_boxes(asked.boxes), clip.height, clip.width)
+    if asked.segments is not None:
+        hints["mask"] = read_segments(Path(asked.segments).expanduser(), config.height)
+    key = stream(jax.random.key(asked.seed), "predict", 0)
+    track = opened.task.track(opened.module, clip.video, hints, key=key)
+    default = folder.path / "predictions" / f"step_{opened.step}"
+    out = free(default) if asked.out is None else Path(asked.out).expanduser()
+    write_track(out / path.stem, track)
+    write_npz(out / path.stem / "slots.npz", **track_arrays(track))
+    write_png(out / "overview.png", track_strip([track]))
+    if clip.video.shape[1:3] != (clip.height, clip.width):
+        print(f"The frames were cropped to a square and scaled to {config.height} x {config.height} pixels.")
+    print(f"{len(clip.video)} frames, {track.masks.shape[1]} slots.")
     print(f"Written to {out}; report: {write_report(folder.path)}")
     return 0
 

@@ -195,10 +195,16 @@ class SampleSettings:
 
 @dataclasses.dataclass(slots=True)
 class PredictSettings:
-    """`experiments.predict`: take pictures of your own apart with a finished run."""
+    """`experiments.predict`: take pictures or a video of your own apart with a finished run."""
 
     run: str = MISSING
-    images: str = MISSING  # a folder of pictures, or one picture
+    images: str | None = None  # a folder of pictures, or one picture
+    video: str | None = None  # a video file, a GIF or a folder of its frames, for runs that follow objects
+    boxes: Any = (
+        None  # of the first frame: [[ymin, xmin, ymax, xmax], ...] in pixels or 0 to 1; or a .json or .npy file
+    )
+    segments: str | None = None  # of the first frame: a picture of labels, 0 the background
+    frames: int | None = None  # only the first so many
     out: str | None = None  # default: predictions/ in the folder of the run
     slots: int | None = None  # the run's number by default; more are fine
     iterations: int | None = None

@@ -66,6 +66,7 @@ POSITIVE = (
     "optim.learning_rate",
     "slots",
     "iterations",
+    "frames",
     "batch_size",
 )
 

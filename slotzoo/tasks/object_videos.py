@@ -23,7 +23,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, UInt8
 
 from slotzoo.errors import ConfigError, DataError
 from slotzoo.metrics.sums import sum_over_processes
@@ -176,6 +176,43 @@ class ObjectVideosTask:
             write_video(folder / f"clip_{number}", track_video(track), fps=6)
             write_video(folder / f"clip_{number}_slots", slot_video(track), fps=6)
 
+    def track(
+        self,
+        model: Any,
+        video: UInt8[np.ndarray, "time height width 3"],
+        hints: Mapping[str, np.ndarray],
+        *,
+        key: PRNGKeyArray,
+    ) -> Track:
+        """Follow the objects of a clip of any length, a slice at a time on the device.
+
+        `hints`: `boxes` (object 4) or `mask` (height width) of the first frame, or nothing, as the model was built.
+        """
+        config, chunk = model.config, self.config.chunk
+        first = {name: jnp.asarray(value)[None] for name, value in hints.items()}
+        state = model.init_state(conditions_of(model, first), key=key)
+        parts = []
+        for start in range(0, len(video), chunk):
+            some = video[start : start + chunk]
+            # The last slice is as long as the others, so that there is one program.
+            longer = np.concatenate([some, np.repeat(some[-1:], chunk - len(some), axis=0)])
+            out = _goes_on(model, jnp.asarray(longer), state)
+            state = out.state
+            parts.append(
+                jax.tree.map(lambda x, n=len(some): np.asarray(x, np.float32)[:n], out._replace(state=None))
+            )
+        found = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+        told = np.asarray(hints["boxes"], np.float32) if "boxes" in hints else None
+        return Track(
+            video,
+            found.masks,
+            found.slots,
+            found.predictions,
+            attention=found.attention,
+            hints=told,
+            background=has_background(config),
+        )
+
     def tracks(self, model: Any, batch: Mapping[str, np.ndarray], keys: Key[Array, " batch"]) -> list[Track]:
         """Every clip of a batch followed as a whole, with all that can be drawn of it."""
         clips = {name: jnp.asarray(value) for name, value in batch.items()}
@@ -212,6 +249,11 @@ def _explain(model: Any, clips: dict[str, Array], keys: Key[Array, " batch"]) ->
         return out._replace(state=None)
 
     return batch_map(one)(clips, keys)
+
+
+@eqx.filter_jit
+def _goes_on(model: Any, video: Array, state: Any) -> TrackOutput:
+    return model(to_range(video, model.config), state=state)
 
 
 @eqx.filter_jit

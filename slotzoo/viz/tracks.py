@@ -6,13 +6,15 @@ Label 0 is the background (or no slot), and a slot has one label through the who
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Integer, Shaped, UInt8
 
-from slotzoo.viz.images import as_rgb, to_uint8, write_text
+from slotzoo.viz.images import as_rgb, comfortable_scale, enlarge, to_uint8, write_png, write_text
 from slotzoo.viz.segments import colour_labels, draw_boxes, overlay
 from slotzoo.viz.strips import labelled_rows
+from slotzoo.viz.videos import write_video
 
 
 # Of viridis (van der Walt and Smith, 2015), from far to near.
@@ -170,6 +172,27 @@ def track_strip(
         for name, clip in panels(track).items():
             rows[name if len(tracks) == 1 else f"{number}: {name}"] = clip[times]
     return labelled_rows(rows, titles=tuple(f"frame {t}" for t in times), scale=scale)
+
+
+def track_arrays(track: Track) -> dict[str, Shaped[np.ndarray, "..."]]:
+    """What a program would go on with: `slots`, `masks`, `labels` over time, and the boxes of what was found.
+
+    `boxes` is float32 (time, label, 4): top, left, bottom, right in pixels of label 1 and up, zeros where it is not.
+    """
+    labels = track.labels
+    most = track.label_of(track.masks.shape[1] - 1)
+    boxes = np.stack([boxes_of(frame, most)[0] for frame in labels])
+    return {"slots": track.slots, "masks": track.masks, "labels": labels, "boxes": boxes}
+
+
+def write_track(folder: Path, track: Track) -> None:
+    """Write `tracks`, `slots` and `overlay` as videos, and the segments of every frame as `masks/<frame>.png`."""
+    write_video(folder / "tracks", track_video(track), fps=6)
+    write_video(folder / "slots", slot_video(track), fps=6)
+    scale = comfortable_scale(*track.video.shape[1:3])
+    write_video(folder / "overlay", enlarge(overlay(track.video, track.labels), scale), fps=6)
+    for number, picture in enumerate(colour_labels(track.labels)):
+        write_png(folder / "masks" / f"{number:05}.png", picture)
 
 
 def flow_colours(

@@ -1,0 +1,138 @@
+"""Runs that follow objects: what is refused before training, seeds measured together, and videos of a user's own."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from experiments import build, evaluate, predict, schema, validate
+from experiments.compose import experiment
+from experiments.folder import RunFolder
+from experiments.run import train_run
+from experiments.schema import RunSettings
+from slotzoo.data.spec import FieldSpec
+from slotzoo.errors import ConfigError, DataError
+from slotzoo.tasks.object_videos import ObjectVideosTask
+from slotzoo.train.signals import STOPPED_EXIT_CODE, Signals
+from slotzoo.viz import write_gif
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly():
+    """Programs that run once need no optimisation."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def settings(name: str, *overrides: str) -> RunSettings:
+    config = experiment(name, ["scale=tiny", *overrides])
+    return validate.settings(
+        validate.with_scale(config, ["scale=tiny", *overrides], accelerator=False), RunSettings
+    )
+
+
+def spec(run: RunSettings) -> dict[str, FieldSpec]:
+    data = dataclasses.replace(run.data, cache=None, clips=2, test_clips=2)
+    return build.source(data, "test").spec
+
+
+def test_slots_follow_the_boxes():
+    run = settings("savi_small_movi_a", "data.options.max_objects=3")
+    assert build.complete(run, None, spec(run)).model["num_slots"] == 4
+    few = settings("savi_small_movi_a", "data.options.max_objects=3", "+model.num_slots=3")
+    with pytest.raises(
+        ConfigError, match=r"model.num_slots=3: .* up to 3 objects.*\(then it is 4\).*max_objects=2"
+    ):
+        build.complete(few, None, spec(few))
+    alone = settings("savi_small_movi_a_unconditional", "data.options.max_objects=5", "++model.num_slots=3")
+    assert "up to 5 objects and a background, the model has 3 slots" in build.advice(alone, spec(alone))[0]
+
+
+def test_wrong_resolution_and_missing_depth_are_refused():
+    run = settings("savi_small_movi_a", "+model.height=64")
+    with pytest.raises(ConfigError, match="model.height=64 does not fit the data set, which has 32"):
+        build.complete(run, None, spec(run))
+    run = settings("savi_small_movi_a", "++model.targets=[flow,depth]")
+    assert "depth" not in spec(run) and "depth" in spec(settings("savi_pp_movi_a"))
+    with pytest.raises(ConfigError, match="data.options.depth=true"):
+        build.complete(run, None, spec(run))
+
+
+def test_options_of_the_task_are_checked():
+    with pytest.raises(ConfigError, match="no option 'chunks'.*Did you mean 'chunk'"):
+        build.task(settings("savi_small_movi_a", "+options.chunks=2"))
+    task = build.task(settings("statm_savi_small_movi_a"))
+    assert isinstance(task, ObjectVideosTask) and task.config.chunk == 24
+    assert build._held_out_length(settings("savi_small_movi_a")) == 24
+    assert settings("savi_small_movi_a").data.frames_per_clip == 6
+
+
+def asked(kind, **values):
+    config = OmegaConf.structured(kind)
+    OmegaConf.set_readonly(config, False)
+    for name, value in values.items():
+        config[name] = str(value) if name in ("run", "video", "out") else value
+    return config
+
+
+def table(score: float) -> dict:
+    row = {"name": "model", "FG-ARI": score, "ARI": None}
+    return {"title": "Tracks", "columns": ["FG-ARI", "ARI"], "better": {"FG-ARI": "higher"}, "rows": [row]}
+
+
+def test_seeds_are_measured_together(tmp_path, monkeypatch, capsys):
+    scores = {"seed0": 0.5, "seed1": 0.7, "seed10": 0.9}
+    for seed in scores:
+        (tmp_path / seed).mkdir()
+        (tmp_path / seed / "config.yaml").touch()
+
+    def measured(asked, folder):
+        (folder.path / "table.json").write_text(json.dumps(table(scores[folder.path.name])))
+        return folder.path
+
+    monkeypatch.setattr(evaluate, "evaluate_run", measured)
+    assert evaluate.evaluate(asked(schema.EvaluateSettings, run=tmp_path)) == 0
+    written = json.loads((tmp_path / "seeds_test" / "table.json").read_text())
+    assert written["seeds"] == list(scores)
+    (row,) = written["tables"][0]["rows"]
+    assert row["FG-ARI"] == pytest.approx(0.7) and row["FG-ARI s.e."] == pytest.approx(0.2 / 3**0.5)
+    assert "ARI" not in row and "mean and standard error of 3 seeds" in capsys.readouterr().out
+    monkeypatch.setattr(evaluate, "evaluate_run", lambda asked, folder: None)
+    assert evaluate.evaluate(asked(schema.EvaluateSettings, run=tmp_path)) == STOPPED_EXIT_CODE
+
+
+@pytest.mark.slow
+def test_a_video_of_a_user_is_followed(tmp_path):
+    run = settings(
+        "savi_small_movi_a",
+        *("train.steps=1", "train.batch_size=4", "data.clips=4", "data.test_clips=4", "eval.clips=4"),
+        *("eval.batch_size=4", "eval.pictures=0", "data.length=6", "data.options.max_objects=3"),
+        *("++options.chunk=3", "data.cache=null", f"runs_dir={tmp_path / 'runs'}"),
+    )
+    with Signals() as signals:
+        assert train_run(run, signals)
+    folder = RunFolder.of(run).path
+    video = np.random.default_rng(0).integers(0, 256, (7, 40, 50, 3), dtype=np.uint8)
+    write_gif(tmp_path / "clip.gif", video)
+    options = dict(run=folder, video=tmp_path / "clip.gif")
+    assert (
+        predict.predict(asked(schema.PredictSettings, **options, boxes=[[5, 10, 20, 25], [0, 5, 40, 45]])) == 0
+    )
+    out = folder / "predictions" / "step_1"
+    assert (out / "overview.png").is_file() and len(list((out / "clip" / "masks").glob("*.png"))) == 7
+    with np.load(out / "clip" / "slots.npz") as file:
+        assert file["masks"].shape == (7, 3, 32, 32) and file["boxes"].shape == (7, 2, 4)
+        np.testing.assert_allclose(file["masks"].sum(1), 1, rtol=1e-5)
+    with pytest.raises(ConfigError, match="boxes is missing: savi_small_movi_a_tiny is told the boxes"):
+        predict.predict(asked(schema.PredictSettings, **options))
+    with pytest.raises(ConfigError, match="segments is not wanted"):
+        predict.predict(asked(schema.PredictSettings, **options, boxes=[[0, 0, 1, 1]], segments="a.png"))
+    with pytest.raises(ConfigError, match="video is missing"):
+        predict.predict(asked(schema.PredictSettings, run=folder))
+    with pytest.raises(DataError, match="no such file"):
+        predict.predict(asked(schema.PredictSettings, run=folder, video="none.mp4", boxes=[[0, 0, 1, 1]]))
