@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slotzoo.viz import write_png
+from slotzoo.viz import write_gif, write_png
 from tests.system.commands import DATA, MODEL, TOKENIZER
 from tests.weights.test_convert import ARGS, random_arrays, write_run
 
@@ -40,6 +40,7 @@ SMALL = {
     "experiments.train +exp=vqgan_dmlab": TOKENIZER[1:],
     "experiments.train +exp=slot_attention_tetrominoes": IMAGES,
     "experiments.train +exp=slotssm_bcb_earliest": IMAGES,
+    "experiments.train +exp=savi_small_movi_a": (*IMAGES, "data.length=6", "data.options.max_objects=2"),
     "experiments.predict": (),
     "experiments.evaluate": ("clips=2",),
     "experiments.sample": (),
@@ -72,6 +73,7 @@ def test_commands_and_code(place):
     place.call("prepare", "data=dmlab", *DATA, f"out={data / 'dmlab'}", "format=teco")
     write_run(data / "vqgan_checkpoint", ARGS, random_arrays())
     write_png(data / "pictures" / "grey.png", np.full((40, 50, 3), 0.5, np.float32))
+    write_gif(data / "clip.gif", np.zeros((4, 80, 64, 3), np.uint8))
     run = [command for command in COMMANDS if not command.startswith("make ")]
     assert len(run) >= 15
     for command in run:
