@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,13 +13,13 @@ from omegaconf import OmegaConf
 from experiments import build, evaluate, predict, schema, validate
 from experiments.compose import experiment
 from experiments.folder import RunFolder
-from experiments.run import train_run
 from experiments.schema import RunSettings
 from slotzoo.data.spec import FieldSpec
 from slotzoo.errors import ConfigError, DataError
-from slotzoo.tasks.object_videos import ObjectVideosTask
-from slotzoo.train.signals import STOPPED_EXIT_CODE, Signals
+from slotzoo.tasks.object_videos import ObjectVideosConfig, ObjectVideosTask
+from slotzoo.train.signals import STOPPED_EXIT_CODE
 from slotzoo.viz import write_gif
+from tests.tasks.tracks import Follower, FollowerConfig
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -106,33 +108,41 @@ def test_seeds_are_measured_together(tmp_path, monkeypatch, capsys):
     assert evaluate.evaluate(asked(schema.EvaluateSettings, run=tmp_path)) == STOPPED_EXIT_CODE
 
 
-@pytest.mark.slow
 def test_a_video_of_a_user_is_followed(tmp_path):
-    run = settings(
-        "savi_small_movi_a",
-        *("train.steps=1", "train.batch_size=4", "data.clips=4", "data.test_clips=4", "eval.clips=4"),
-        *("eval.batch_size=4", "eval.pictures=0", "data.length=6", "data.options.max_objects=3"),
-        *("++options.chunk=3", "data.cache=null", f"runs_dir={tmp_path / 'runs'}"),
+    """With a model that knows objects by their brightness: boxes name them, and colours stay."""
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    opened: Any = SimpleNamespace(
+        module=Follower(FollowerConfig(height=20, width=20)),
+        task=ObjectVideosTask(ObjectVideosConfig(chunk=3)),
+        settings=SimpleNamespace(name="toy"),
+        step=1,
     )
-    with Signals() as signals:
-        assert train_run(run, signals)
-    folder = RunFolder.of(run).path
-    video = np.random.default_rng(0).integers(0, 256, (7, 40, 50, 3), dtype=np.uint8)
+    video = np.zeros((7, 20, 30, 3), np.uint8)
+    for time in range(7):
+        video[time, 4:8, 6 + time : 10 + time] = 128
+        video[time, 12:16, 10:14] = 255
     write_gif(tmp_path / "clip.gif", video)
-    options = dict(run=folder, video=tmp_path / "clip.gif")
-    assert (
-        predict.predict(asked(schema.PredictSettings, **options, boxes=[[5, 10, 20, 25], [0, 5, 40, 45]])) == 0
-    )
-    out = folder / "predictions" / "step_1"
+    boxes = [[4, 6, 8, 10], [12, 10, 16, 14]]
+
+    def follow(**values):
+        return predict.follow_video(asked(schema.PredictSettings, run="run", **values), folder, opened)
+
+    assert follow(video=tmp_path / "clip.gif", boxes=boxes) == 0
+    out = folder.path / "predictions" / "step_1"
     assert (out / "overview.png").is_file() and len(list((out / "clip" / "masks").glob("*.png"))) == 7
+    assert {path.stem for path in (out / "clip").iterdir()} == {"tracks", "slots", "overlay", "masks"}
     with np.load(out / "clip" / "slots.npz") as file:
-        assert file["masks"].shape == (7, 3, 32, 32) and file["boxes"].shape == (7, 2, 4)
-        np.testing.assert_allclose(file["masks"].sum(1), 1, rtol=1e-5)
-    with pytest.raises(ConfigError, match="boxes is missing: savi_small_movi_a_tiny is told the boxes"):
-        predict.predict(asked(schema.PredictSettings, **options))
-    with pytest.raises(ConfigError, match="segments is not wanted"):
-        predict.predict(asked(schema.PredictSettings, **options, boxes=[[0, 0, 1, 1]], segments="a.png"))
-    with pytest.raises(ConfigError, match="video is missing"):
-        predict.predict(asked(schema.PredictSettings, run=folder))
+        assert file["masks"].shape == (7, 3, 20, 20)
+        np.testing.assert_array_equal(file["boxes"][6, :, :2], [[4, 7], [12, 5]])
+        np.testing.assert_array_equal(file["labels"][6, 5, 8], 1)
+    for values, sentence in (
+        ({}, "boxes is missing: toy is told the boxes"),
+        ({"boxes": boxes, "segments": "a.png"}, "segments is not wanted: toy is told the boxes"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            follow(video=tmp_path / "clip.gif", **values)
+    with pytest.raises(ConfigError, match="video is missing: toy follows objects"):
+        follow(boxes=boxes)
     with pytest.raises(DataError, match="no such file"):
-        predict.predict(asked(schema.PredictSettings, run=folder, video="none.mp4", boxes=[[0, 0, 1, 1]]))
+        follow(video="none.mp4", boxes=boxes)

@@ -27,8 +27,9 @@ def small(monkeypatch):
     monkeypatch.setattr(videos, "SMALLER", fields)
 
 
-@pytest.mark.parametrize("name", videos.MODELS)
-def test_the_authors_formulation_computes_the_same(name, small):
+def test_the_authors_formulation_computes_the_same(small):
+    """Of STATM, whose loop holds all that SAVi's scan does."""
+    name = "statm_savi_small"
     model = videos._model(name)
     clip = jax.tree.map(lambda x: x[0], videos._batch(model, 1, 2, 2))
     ours = jax.jit(lambda clip: model(clip["video"], clip["boxes"][0]).predictions)(clip)
