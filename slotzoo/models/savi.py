@@ -38,7 +38,8 @@ from slotzoo.nn.track_decoder import TrackDecoder
 
 
 CHANNELS = {"flow": 3, "depth": 1, "rgb": 3}
-Conditions = Float[Array, "object coordinate"] | Int[Array, "height width"]
+# Boxes or centres (object, coordinate), or a label map (height, width): `init_state` says what it wants.
+Conditions = Float[Array, "..."] | Int[Array, "..."]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,6 +257,7 @@ class SAVi(eqx.Module):
         attention = jax.vmap(self.corrector.attention)(queries.astype(tokens.key.dtype), tokens.key)
         return Tracked(corrected, predicted, attention, state)
 
+    @explained(video="time {height} {width} {in_channels}")
     def __call__(
         self,
         video: Float[Array, "time height width channel"],
@@ -270,6 +272,7 @@ class SAVi(eqx.Module):
         predictions, masks = self.decode(found.corrected)
         return TrackOutput(found.corrected, masks, predictions, found.attention, found.state)
 
+    @explained(frame="{height} {width} {in_channels}")
     def step(
         self, frame: Float[Array, "height width channel"], state: TrackState
     ) -> tuple[TrackOutput, TrackState]:
