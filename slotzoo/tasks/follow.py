@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from slotzoo.errors import DataError
 from slotzoo.losses import reconstruction_loss
 from slotzoo.metrics.segmentation import labels_of_masks
+from slotzoo.tasks.object_images import to_range
 
 
 class Followed(NamedTuple):
@@ -26,11 +27,6 @@ class Followed(NamedTuple):
     labels: Int[Array, "time height width"]  # the slot with the largest mask
     shares: Float[Array, " slot"]  # of all points of the clip that the slot wins
     errors: dict[str, Float[Array, ""]]  # of each target, the sum of squares over the clip
-
-
-def to_range(video: Array, config: Any) -> Float[Array, "*shape"]:
-    """uint8 pixels as float32 from `config.low` to `config.high`."""
-    return video.astype(jnp.float32) * ((config.high - config.low) / 255) + config.low
 
 
 def targets_of(clip: Mapping[str, Array], config: Any) -> dict[str, Float[Array, "time height width channel"]]:

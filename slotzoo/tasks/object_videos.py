@@ -39,8 +39,8 @@ from slotzoo.tasks.follow import (
     painted_boxes,
     partners,
     targets_of,
-    to_range,
 )
+from slotzoo.tasks.object_images import to_range
 from slotzoo.viz import write_png, write_video
 from slotzoo.viz.tracks import Track, slot_video, track_strip, track_video
 
