@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from jax import lax
 
+from slotzoo.errors import ConfigError
 from slotzoo.ops.device import compiling_for_gpu
 from slotzoo.ops.sharding import per_device
 
@@ -30,3 +31,11 @@ def choose(forms: Mapping[str, Form], implementation: str, *, cpu: str, other: s
         choices["cuda"] = forms["pallas"]
     # Decided when the program is lowered: one compiled elsewhere for a GPU has the kernel in it.
     return per_device(lambda *args: lax.platform_dependent(*args, **choices))
+
+
+def require_kernel(op: str, unfit: str | None, *, interpret: bool) -> None:
+    """Raise `ConfigError` if the kernel of `op` was named but cannot run: `unfit` says why not, or None."""
+    if unfit is None and not interpret and not compiling_for_gpu():
+        unfit = f"the platform is {jax.default_backend()!r} and the kernel is written for NVIDIA GPUs"
+    if unfit is not None:
+        raise ConfigError(f"{op}(implementation='pallas') cannot run: {unfit}. 'auto' takes one that can.")

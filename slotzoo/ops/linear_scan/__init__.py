@@ -3,20 +3,18 @@
 import functools
 import importlib
 import math
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from slotzoo.errors import ConfigError, ShapeError
+from slotzoo.errors import ShapeError
+from slotzoo.ops import dispatch
 from slotzoo.ops.device import compiling_for_gpu
 from slotzoo.ops.linear_scan import associative, reference, sequential
 from slotzoo.ops.linear_scan.planes import Planes, count, state_dtype
-from slotzoo.ops.sharding import per_device
 
 
 Implementation = Literal["auto", "reference", "sequential", "associative", "pallas"]
@@ -69,7 +67,7 @@ def linear_scan(
     options = _Options(planes, reverse, implementation, interpret)
     u_ = u.reshape(time, rows, channel)
     if implementation == "pallas":
-        _require_kernel(u_, dtype, planes, interpret)
+        dispatch.require_kernel("linear_scan", _unfit(u_, dtype, planes), interpret=interpret)
     return _scan(options, a, u_, state).reshape(u.shape)
 
 
@@ -102,14 +100,8 @@ def _kernel() -> Any:
     return importlib.import_module("slotzoo.ops.linear_scan.pallas_gpu")
 
 
-def _require_kernel(u: Array, dtype: Any, planes: Planes, interpret: bool) -> None:
-    reason = _kernel().unfit(u, dtype, planes)
-    if reason is None and not interpret and not compiling_for_gpu():
-        reason = f"the platform is {jax.default_backend()!r} and the kernel is written for NVIDIA GPUs"
-    if reason is not None:
-        raise ConfigError(
-            f"linear_scan(implementation='pallas') cannot run: {reason}. 'auto' takes one that can."
-        )
+def _unfit(u: Array, dtype: Any, planes: Planes) -> str | None:
+    return _kernel().unfit(u, dtype, planes)
 
 
 class _Options(NamedTuple):
@@ -141,25 +133,16 @@ _scan.defvjp(_scan_forward, _scan_backward)
 def _run(direction: Literal["forward", "backward"], options: _Options, *args: Array):
     """The chosen implementation's `direction` on each device's part of `args`."""
 
-    def of(module: Any, **extra: bool) -> Callable[..., Any]:
+    kernel = options.implementation == "pallas" or (
+        compiling_for_gpu() and _unfit(args[1], args[2].dtype, options.planes) is None
+    )
+
+    def of(module: Any, **extra: bool) -> dispatch.Form:
         fn = getattr(module, direction)
         return functools.partial(fn, planes=options.planes, reverse=options.reverse, **extra)
 
-    match options.implementation:
-        case "reference":
-            chosen = of(reference)
-        case "sequential":
-            chosen = of(sequential)
-        case "associative":
-            chosen = of(associative)
-        case "pallas" if options.interpret:
-            chosen = of(_kernel(), interpret=True)
-        case "pallas":
-            chosen = of(_kernel())
-        case "auto":
-            choices = {"cpu": of(sequential), "default": of(associative)}
-            if compiling_for_gpu() and _kernel().unfit(args[1], args[2].dtype, options.planes) is None:
-                choices["cuda"] = of(_kernel())
-            # Decided when the program is lowered: one compiled elsewhere for a GPU has the kernel in it.
-            chosen = lambda *args: lax.platform_dependent(*args, **choices)
-    return per_device(chosen)(*args)
+    forms = {"reference": of(reference), "sequential": of(sequential), "associative": of(associative)}
+    if kernel:
+        forms["pallas"] = of(_kernel(), interpret=options.interpret)
+    choose = functools.partial(dispatch.choose, cpu="sequential", other="associative", kernel=kernel)
+    return choose(forms, options.implementation)(*args)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
-from slotzoo.errors import ConfigError, ShapeError
+from slotzoo.errors import ShapeError
 from slotzoo.ops import dispatch
 from slotzoo.ops.device import compiling_for_gpu
 from slotzoo.ops.selective_scan import chunked, reference, sequential
@@ -85,7 +85,7 @@ def selective_scan(
         return Scanned(u, h0.T)
     args = (u, length, A.T.astype(dtype), b, c, h0)
     if implementation == "pallas":
-        _require_kernel(args, interpret)
+        dispatch.require_kernel("selective_scan", _unfit(args), interpret=interpret)
     y, h = _scan(_Options(implementation, interpret), *args)
     return Scanned(_gated(y, u, D, z), h.T)
 
@@ -174,16 +174,6 @@ def _kernel() -> Any:
 def _unfit(args: tuple[Array, ...]) -> str | None:
     u, _, a, b, c, *_ = args
     return _kernel().unfit(u, a, b, c)
-
-
-def _require_kernel(args: tuple[Array, ...], interpret: bool) -> None:
-    reason = _unfit(args)
-    if reason is None and not interpret and not compiling_for_gpu():
-        reason = f"the platform is {jax.default_backend()!r} and the kernel is written for NVIDIA GPUs"
-    if reason is not None:
-        raise ConfigError(
-            f"selective_scan(implementation='pallas') cannot run: {reason}. 'auto' takes one that can."
-        )
 
 
 class _Options(NamedTuple):

@@ -2,17 +2,15 @@
 
 import functools
 import importlib
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
-from slotzoo.errors import ConfigError, ShapeError
+from slotzoo.errors import ShapeError
+from slotzoo.ops import dispatch
 from slotzoo.ops.device import compiling_for_gpu
-from slotzoo.ops.sharding import per_device
 from slotzoo.ops.slot_attention import reference, xla
 
 
@@ -110,7 +108,7 @@ def slot_attention(
     rows = _per_head(query, heads)
     options = _Options(factor, epsilon, implementation, interpret)
     if implementation == "pallas":
-        _require_kernel(rows, key, value, interpret)
+        dispatch.require_kernel("slot_attention", _kernel().unfit(rows, key, value), interpret=interpret)
     total, weight = _compete(options, rows, key, value)
     updates = _join_heads(total / (weight + sum_epsilon)[:, None], heads).astype(value.dtype)
     if not return_attention:
@@ -158,16 +156,6 @@ def _kernel() -> Any:
     return importlib.import_module("slotzoo.ops.slot_attention.pallas_gpu")
 
 
-def _require_kernel(query: Array, key: Array, value: Array, interpret: bool) -> None:
-    reason = _kernel().unfit(query, key, value)
-    if reason is None and not interpret and not compiling_for_gpu():
-        reason = f"the platform is {jax.default_backend()!r} and the kernel is written for NVIDIA GPUs"
-    if reason is not None:
-        raise ConfigError(
-            f"slot_attention(implementation='pallas') cannot run: {reason}. 'auto' takes one that can."
-        )
-
-
 class _Options(NamedTuple):
     scale: float
     epsilon: float
@@ -194,23 +182,14 @@ _compete.defvjp(_forward, _backward)
 def _run(direction: Literal["forward", "backward"], options: _Options, *args: Array):
     """The chosen implementation's `direction` on each device's part of `args`."""
 
-    def of(module: Any, **extra: bool) -> Callable[..., Any]:
+    kernel = options.implementation == "pallas" or (compiling_for_gpu() and _kernel().unfit(*args[:3]) is None)
+
+    def of(module: Any, **extra: bool) -> dispatch.Form:
         fn = getattr(module, direction)
         return functools.partial(fn, scale=options.scale, epsilon=options.epsilon, **extra)
 
-    match options.implementation:
-        case "reference":
-            chosen = of(reference)
-        case "xla":
-            chosen = of(xla)
-        case "pallas" if options.interpret:
-            chosen = of(_kernel(), interpret=True)
-        case "pallas":
-            chosen = of(_kernel())
-        case "auto":
-            chosen = of(xla)
-            if compiling_for_gpu() and _kernel().unfit(*args[:3]) is None:
-                # Decided when the program is lowered: one compiled elsewhere for a GPU has the kernel in it.
-                choices = {"cuda": of(_kernel()), "default": of(xla)}
-                chosen = lambda *args: lax.platform_dependent(*args, **choices)
-    return per_device(chosen)(*args)
+    forms = {"reference": of(reference), "xla": of(xla)}
+    if kernel:
+        forms["pallas"] = of(_kernel(), interpret=options.interpret)
+    choose = functools.partial(dispatch.choose, cpu="xla", other="xla", kernel=kernel)
+    return choose(forms, options.implementation)(*args)
