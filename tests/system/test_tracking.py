@@ -1,0 +1,35 @@
+"""Real commands of objects in videos, fed with what does not fit: a sentence, and the exit code of its kind."""
+
+import pytest
+
+from tests.system.commands import Place
+from tests.system.test_bad_input import sentence
+
+
+SMALL = (
+    "+exp=savi_small_movi_a",
+    "scale=tiny",
+    *("data.clips=4", "data.test_clips=4", "data.length=6", "data.options.max_objects=2", "data.cache=null"),
+    *("train.steps=1", "train.batch_size=4", "eval.clips=4", "eval.batch_size=4", "eval.pictures=0"),
+)
+
+
+@pytest.fixture
+def bare(tmp_path):
+    return Place(tmp_path, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "code", "parts"),
+    [
+        (["model.num_slots=2"], 2, ["model.num_slots=2", "up to 2 objects", "data.options.max_objects=1"]),
+        (["model.targets=[flow,depth]"], 2, ["no 'depth'", "data.options.depth=true"]),
+    ],
+    ids=["more boxes than slots", "missing feature"],
+)
+def test_what_does_not_fit(bare, arguments, code, parts):
+    line = sentence(bare.call("train", *SMALL, *arguments, code=code))
+    for part in parts:
+        assert part in line
+    assert not (bare.folder / "runs").exists() or not list((bare.folder / "runs").rglob("*.safetensors"))
