@@ -84,6 +84,10 @@ class SlotPredictionTask:
         """
         del frozen, key, step
         c = self.config
+        if not c.rollouts:
+            raise ConfigError(
+                "prediction by slots: no rollout to measure; give eval.rollouts=[{context: 10, actions: false}]."
+            )
         protocols = {r: VideoProtocol(context=r.context) for r in c.rollouts}
         sums, drawn = ClipSums(), dict.fromkeys(c.rollouts, 0)
         for batch in batches:

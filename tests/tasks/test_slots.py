@@ -202,9 +202,17 @@ def test_rollouts_are_measured_frame_by_frame(tmp_path):
         evaluate(task, Known(jnp.asarray(1.0), Config("video")), [batch], tmp_path)
 
 
-@pytest.mark.parametrize("task", [SlotPicturesTask(), SlotPredictionTask(), LocalisationTask()])
+ONE = SlotPredictionTask(SlotPredictionConfig((Rollout(1),)))
+
+
+@pytest.mark.parametrize("task", [SlotPicturesTask(), ONE, LocalisationTask()])
 def test_nothing_to_measure_is_said(task, tmp_path):
     model = Known(jnp.asarray(1.0), Config("video"))
     with pytest.raises(DataError, match=r"raise eval\.clips"):
         evaluate(task, model, [], tmp_path)
     assert evaluate(task, model, [{}], tmp_path, should_stop=lambda: True) == {}
+
+
+def test_a_rollout_has_to_be_asked_for(tmp_path):
+    with pytest.raises(ConfigError, match=r"no rollout to measure; give eval\.rollouts"):
+        evaluate(SlotPredictionTask(), Known(jnp.asarray(1.0), Config("next")), [], tmp_path)
