@@ -68,9 +68,8 @@ def prepare(config: DictConfig) -> int:
                 max_skips=asked.data.max_skips,
                 progress=cli.progress(split),
             )
-        print(
-            f"{split}: {len(source)} clips of {source.name} ({source.provenance}) in {out if published else out / split}"
-        )
+        where = out if published else out / split
+        print(f"{split}: {len(source)} clips of {source.name} ({source.provenance}) in {where}")
     return 0
 
 
