@@ -65,6 +65,18 @@ def _general(
     )
 
 
+def _is_product(sides: tuple[int, ...], stride: int, pads: Any) -> bool:
+    """Whether each pixel is by itself: a product of matrices, ten times faster than as a convolution's gradient."""
+    return sides == (1, 1) and stride == 1 and not any(map(any, pads))
+
+
+def _lowered(x: Array, kernel: Array, *, stride: int, pads: Pads) -> Array:
+    if _is_product(kernel.shape[:2], stride, pads):
+        pixels = x.reshape(x.shape[0] * x.shape[1] * x.shape[2], x.shape[3])
+        return (pixels @ kernel[0, 0]).reshape(*x.shape[:3], kernel.shape[3])
+    return _general(x, kernel, stride=stride, pads=pads)
+
+
 def _shape(x: Any, kernel: Any, *, stride: int, pads: Pads) -> ShapedArray:
     # It also says what does not fit together.
     found = jax.eval_shape(functools.partial(_general, stride=stride, pads=pads), x, kernel)
@@ -96,6 +108,12 @@ def _input_gradient(dy: Array, x: Any, kernel: Array, *, stride: int, pads: Pads
 
 def _kernel_gradient(dy: Array, x: Array, kernel: Any, *, stride: int, pads: Pads) -> Array:
     """A convolution of `x` with `dy`, where channels take the place of images, and images that of channels."""
+    if _is_product(kernel.aval.shape[:2], stride, pads):
+        # The first factor is transposed, which is a copy: let it be the narrower one.
+        swap = x.shape[3] > dy.shape[3]
+        first, second = (dy, x) if swap else (x, dy)
+        found = lax.dot_general(first, second, (((0, 1, 2), (0, 1, 2)), ((), ())))
+        return (found.T if swap else found)[None, None]
     pairs = []
     for side, out, taps, (low, _) in zip(x.shape[1:3], dy.shape[1:3], kernel.aval.shape[:2], pads, strict=True):
         pairs.append((low, taps - 1 + stride * (out - 1) + 1 - side - low))
@@ -103,8 +121,8 @@ def _kernel_gradient(dy: Array, x: Array, kernel: Any, *, stride: int, pads: Pad
     return _general(images, kernels, pads=pairs, spread_kernel=stride).transpose(1, 2, 0, 3)
 
 
-_convolution.def_impl(_general)
+_convolution.def_impl(_lowered)
 _convolution.def_abstract_eval(_shape)
-mlir.register_lowering(_convolution, mlir.lower_fun(_general, multiple_results=False))
+mlir.register_lowering(_convolution, mlir.lower_fun(_lowered, multiple_results=False))
 batching.primitive_batchers[_convolution] = _batched
 ad.defbilinear(_convolution, _input_gradient, _kernel_gradient)

@@ -40,6 +40,16 @@ def test_it_is_xlas_convolution_with_its_gradients(stride, padding):
         check(*arrays((2, 11, 9, 3), (*sides, 3, 4)), stride=stride, padding=padding)
 
 
+@pytest.mark.parametrize("channels", [(3, 5), (5, 3)])
+def test_a_kernel_of_one_pixel_is_a_product_of_matrices(channels):
+    x, kernel = arrays((2, 4, 5, channels[0]), (1, 1, *channels))
+    check(x, kernel, stride=1, padding="SAME")
+    check(x, kernel, stride=2, padding="SAME")
+    check(x, kernel, stride=1, padding=((1, 0), (0, 2)))
+    text = str(jax.jit(jax.grad(lambda k: convolution(x, k).sum())).lower(kernel).as_text())
+    assert "dot_general" in text and "convolution" not in text.replace("convolution.py", "")
+
+
 def test_a_half_precision_image_has_half_precision_gradients():
     check(*arrays((2, 6, 6, 3), (3, 3, 3, 4), dtype=jnp.bfloat16), stride=1, padding="SAME")
 
