@@ -157,7 +157,7 @@ class SLATE(eqx.Module):
         z = straight_through(z) if c.hard else z
         reconstruction = self.dvae.decode(z.astype(self.out.weight.dtype))
         # The largest of log_p + Gumbel noise is a sample of the codes, whatever the temperature.
-        codes = jnp.argmax(jax.lax.stop_gradient(log_p) + draws.codes, axis=-1).reshape(-1)
+        codes = _largest(jax.lax.stop_gradient(log_p) + draws.codes).reshape(-1)
 
         embed_key, decoder_key = (None, None) if key is None else jax.random.split(key)
         embedded = dropout(self.embed(codes), c.dropout, embed_key)
@@ -183,8 +183,10 @@ class SLATE(eqx.Module):
                 raise ConfigError("SLATE.loss draws codes and slots at random: give it a key, or draws.")
             draws = self.draw(draw_key)
         out: SLATEOutput = self(image, draws=draws, step=step, key=dropout_key)
-        log_p = jax.nn.log_softmax(out.logits.astype(jnp.float32), axis=-1)
-        cross_entropy = -jnp.take_along_axis(log_p, out.codes[:, None], axis=-1).sum()
+        logits = out.logits.astype(jnp.float32)
+        # Chosen by comparison and not by index: the gradient is then a subtraction, and no scatter.
+        chosen = jnp.arange(logits.shape[-1])[None, :] == out.codes[:, None]
+        cross_entropy = (jax.nn.logsumexp(logits, axis=-1) - jnp.where(chosen, logits, 0.0).sum(-1)).sum()
         error = image.astype(jnp.float32) - out.reconstruction.astype(jnp.float32)
         mse = jnp.square(error).sum()
         terms = {"cross_entropy": cross_entropy, "mse": mse, "temperature": self.temperature(step)}
@@ -300,6 +302,15 @@ class SLATE(eqx.Module):
             raise ConfigError("SLATE.explain draws the initial slots at random: give it a key, or draws.")
         count = self.config.num_slots if slots is None else slots
         return jax.random.normal(key, (count, self.config.slot_size))
+
+
+def _largest(x: Float[Array, "*grid code"]) -> Int[Array, "*grid"]:
+    """`jnp.argmax(x, -1)` in a form that a CPU does several entries of at a time."""
+    # What makes x is done before: inside of a sum over codes the logarithms of Gumbel noise go one by one.
+    x = jax.lax.optimization_barrier(x)
+    places = jnp.arange(x.shape[-1], dtype=jnp.int32).reshape((1,) * (x.ndim - 1) + (-1,))
+    at = jnp.where(x == x.max(-1, keepdims=True), places, x.shape[-1] - 1)
+    return at.min(-1)
 
 
 def _check(c: SLATEConfig) -> None:

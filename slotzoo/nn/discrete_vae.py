@@ -81,9 +81,12 @@ class Upsampler(eqx.Module):
         )
 
     def __call__(self, x: Float[Array, "height width channel"]) -> Float[Array, "2*height 2*width channel"]:
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x)
-        return pixel_shuffle(x)
+        x = _pixels_first(self.blocks[-1])(x)
+        height, width, channels = x.shape
+        cells = x.reshape(height, width, 2, 2, channels // 4)
+        return cells.transpose(0, 2, 1, 3, 4).reshape(2 * height, 2 * width, channels // 4)
 
 
 class DVAEDecoder(eqx.Module):
@@ -140,11 +143,17 @@ class DiscreteVAE(eqx.Module):
         return self.decoder.tokens(codes)
 
 
-def pixel_shuffle(x: Float[Array, "height width channel4"]) -> Float[Array, "2*height 2*width channel"]:
-    """Channels `4 c + 2 i + j` become the pixels `(i, j)` of 2 x 2 cells of channel `c`."""
-    height, width, channels = x.shape
-    cells = x.reshape(height, width, channels // 4, 2, 2)
-    return cells.transpose(0, 3, 1, 4, 2).reshape(2 * height, 2 * width, channels // 4)
+def _pixels_first(block: ConvBlock) -> ConvBlock:
+    """The block whose channel `4 c + 2 i + j`, pixel `(i, j)` of a cell in channel `c`, is `(2 i + j) C + c` instead.
+
+    All channels of a pixel are then moved to their place at once. The norm has one group and does not mind.
+    """
+    where = lambda block: (block.conv.weight, block.norm.scale, block.norm.bias)
+    moved = (
+        jnp.swapaxes(p.reshape(*p.shape[:-1], p.shape[-1] // 4, 4), -1, -2).reshape(p.shape)
+        for p in where(block)
+    )
+    return eqx.tree_at(where, block, tuple(moved))
 
 
 def _conv(
