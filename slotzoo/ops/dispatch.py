@@ -24,7 +24,7 @@ def choose(forms: Mapping[str, Form], implementation: str, *, cpu: str, other: s
     """
     if implementation != "auto":
         return per_device(forms[implementation])
-    if not compiling_for_gpu():
+    if not compiling_for_gpu() or (cpu == other and not kernel):
         return per_device(forms[cpu if jax.default_backend() == "cpu" else other])
     choices = {"cpu": forms[cpu], "default": forms[other]}
     if kernel:

@@ -20,7 +20,8 @@ IMPLEMENTATIONS = ("reference", "sequential", "associative", "chunked")
 EVERY = [
     *((name, case) for name in IMPLEMENTATIONS for case in CASES),
     ("auto", CASES[0]),
-    *(("pallas", case) for case in KERNEL_CASES),
+    # Pallas's interpreter takes seconds for each chunk of each program.
+    *(pytest.param("pallas", case, marks=pytest.mark.slow) for case in KERNEL_CASES),
 ]
 
 

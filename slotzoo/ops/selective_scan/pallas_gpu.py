@@ -148,6 +148,9 @@ def backward(
         here = _Part(part)
         rates = here.load(a_ref, channels)
         last = plan.chunks - 1
+        for shared in (states_s, terms_s):
+            shared[...] = jnp.zeros(shared.shape, jnp.float32)
+        plgpu.commit_smem()
 
         def step(index, u_s, delta_s, bc_s, gy_s, entry_s, carry):
             k = last - index[0]
@@ -209,11 +212,11 @@ def backward(
 
     state = jax.ShapeDtypeStruct((plan.parts * STATES, plan.channels), jnp.float32)
     sums = jax.ShapeDtypeStruct((plan.tiles, plan.parts, plan.chunks * CHUNK * STATES), jnp.float32)
-    shared = plgpu.SMEM((CHUNK * STATES, PITCH), jnp.float32)
+    terms = plgpu.SMEM((CHUNK * STATES, PITCH), jnp.float32)
     kernel = plan.kernel(
         body,
         [plan.outputs(u.dtype), plan.outputs(delta.dtype), state, sums, sums, state],
-        [shared, shared],
+        [terms, terms],
         {"tile": plan.tiles, "part": plan.parts},
         "backward",
     )
@@ -336,8 +339,11 @@ class _Plan(NamedTuple):
         return plgpu.BlockSpec((1, STATES, CHANNELS), lambda i: (chunk(i), part, tile))
 
     def rows(self, ref: Any, start: int) -> Any:
-        """Rows of shared memory, each dealt out to the four threads that will sum it."""
-        part = ref.at[pl.ds(start, ROWS), pl.ds(0, CHANNELS)]
+        """Rows of shared memory, each dealt out to the four threads that will sum it.
+
+        Whole rows, with the zeros at their ends: newer compilers cannot load a part.
+        """
+        part = ref.at[pl.ds(start, ROWS)]
         if self.interpret:
             return part[...]
         try:
