@@ -153,7 +153,7 @@ class SlotSSM(eqx.Module):
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "time token token_dim"]:
         """The tokens of every frame; `first` is the number of the first one (only "patch" looks at it)."""
-        x = self.normalised(inputs)
+        x = self.normalised(inputs).astype(self.stack.start.dtype)  # bfloat16 models compute in bfloat16
         if isinstance(self.encoder, PatchEncoder):
             return self.encoder(x, first)
         if isinstance(self.encoder, ViTEncoder):

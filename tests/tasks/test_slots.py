@@ -12,12 +12,15 @@ import pytest
 
 from slotzoo.data.synthetic.balls import PALETTE as BALL_COLOURS, BlinkingColorBalls, BouncingBalls
 from slotzoo.errors import ConfigError, DataError
+from slotzoo.models import create_model, model_config
+from slotzoo.models.registry import tiny
 from slotzoo.tasks.clip_sums import ClipSums
 from slotzoo.tasks.localisation import LocalisationTask
 from slotzoo.tasks.slot_batches import cut, examples
 from slotzoo.tasks.slot_pictures import PALETTE, SlotPicturesConfig, SlotPicturesTask
 from slotzoo.tasks.slot_prediction import SlotPredictionConfig, SlotPredictionTask
 from slotzoo.tasks.video_prediction import Rollout
+from slotzoo.train.step import cast_parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,6 +214,26 @@ def test_nothing_to_measure_is_said(task, tmp_path):
     with pytest.raises(DataError, match=r"raise eval\.clips"):
         evaluate(task, model, [], tmp_path)
     assert evaluate(task, model, [{}], tmp_path, should_stop=lambda: True) == {}
+
+
+@pytest.mark.parametrize("name", ["slotssm_bcb", "slotssm_video_prediction"])
+def test_bfloat16_models_compute_in_bfloat16(name):
+    fields = tiny(name) | dict(blocks=1, decoder_layers=1)
+    c = model_config(name, **fields)
+    side = c.resolution * c.patch_grid
+
+    def run(video, target):
+        model = cast_parameters(create_model(name, key=jax.random.key(0), **fields), "bfloat16")
+        batch = {"video": video, "target": target}
+        loss, _ = SlotPicturesTask().loss(model, None, batch, key=jax.random.key(0), step=jnp.asarray(0))
+        clip = cut(jnp.zeros((1, 2, side, side, 3)), c.patch_grid)[0]
+        out = model(clip)
+        rolled = model.generate(clip, 2) if c.target == "next" else out.slots
+        return loss, (out.slots, out.outputs.reconstruction, rolled)
+
+    shapes = (1, 2, side, side, 3), (1, c.out_resolution, c.out_resolution, 3)
+    loss, made = jax.eval_shape(run, *(jax.ShapeDtypeStruct(shape, jnp.uint8) for shape in shapes))
+    assert loss.dtype == jnp.float32 and {x.dtype for x in made} == {jnp.dtype(jnp.bfloat16)}
 
 
 def test_a_rollout_has_to_be_asked_for(tmp_path):
