@@ -42,7 +42,7 @@ from slotzoo.tasks.follow import (
 )
 from slotzoo.tasks.object_images import to_range
 from slotzoo.viz import write_png, write_video
-from slotzoo.viz.tracks import Track, slot_video, track_strip, track_video
+from slotzoo.viz.tracks import Track, flow_wheel, slot_video, track_strip, track_video
 
 
 # A slot is in use if it wins at least this share of the points of a clip.
@@ -169,9 +169,11 @@ class ObjectVideosTask:
         return {name: value for name, value in named.items() if "/" not in name}
 
     def draw(self, tracks: list[Track], folder: Path) -> None:
-        """Write `tracks.png` and the videos of every clip."""
+        """Write `tracks.png`, the key to the colours of flow, and the videos of every clip."""
         if tracks:
             write_png(folder / "tracks.png", track_strip(tracks))
+            if "flow" in tracks[0].predictions:
+                write_png(folder / "flow_wheel.png", flow_wheel())  # the key to its colours
         for number, track in enumerate(tracks, start=1):
             write_video(folder / f"clip_{number}", track_video(track), fps=6)
             write_video(folder / f"clip_{number}_slots", slot_video(track), fps=6)

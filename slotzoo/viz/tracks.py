@@ -210,7 +210,7 @@ def flow_colours(
     return (1 - saturation[..., None] * (1 - full)).astype(np.float32)
 
 
-def flow_wheel(size: int = 96) -> UInt8[np.ndarray, "size size 3"]:
+def flow_wheel(size: int = 97) -> UInt8[np.ndarray, "size size 3"]:
     """The key to the colours of flow: where a point moves (row, column) from the middle, and how far."""
     rows, columns = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     colours = flow_colours(np.stack([rows, columns], -1).astype(np.float32), scaling=1.0)

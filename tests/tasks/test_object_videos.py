@@ -75,7 +75,7 @@ def test_evaluation(batch, tmp_path):
         rows["true segments of the first frame, held"]["mIoU"], abs=0.05
     )
     assert rows["its first frame, held"]["FG-ARI"] < 0.7
-    assert (tmp_path / "a" / "tracks.png").is_file()
+    assert (tmp_path / "a" / "tracks.png").is_file() and (tmp_path / "a" / "flow_wheel.png").is_file()
     assert sorted(path.stem for path in (tmp_path / "a").glob("clip*")) == ["clip_1", "clip_1_slots"]
 
     # Neither the length of a slice matters, nor what fills up a batch, nor how clips are dealt out to batches.
