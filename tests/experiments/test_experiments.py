@@ -125,7 +125,7 @@ def shared(tmp_path_factory):
 
 # The experiments on MOVi differ from one set to the next in its name and its number of objects, and at the tiny scale
 # SAVi-M is SAVi-S. Of programs that differ in little one is run; SLOTZOO_EVERY_EXPERIMENT=1 runs them all.
-ALIKE = r"(.*_movi_[b-e].*|savi_medium.*|savi_large.*|.*_centers|statm_savi_pp.*)"
+ALIKE = r"(.*_movi_[b-e].*|savi_medium.*|savi_large.*|.*_centers|savi_small_.*_unconditional|statm_savi_pp.*)"
 
 
 def trained() -> list[str]:
