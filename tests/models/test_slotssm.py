@@ -1,6 +1,7 @@
 """SlotSSM and the models it is compared with: streams, states, slots, what they refuse."""
 
 import dataclasses
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -62,7 +63,7 @@ def compiled_quickly():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
-def build(config=SMALL, **fields):
+def build(config: SlotSSMConfig = SMALL, **fields: Any):
     return random_module(
         lambda: SlotSSM(dataclasses.replace(config, **fields), key=jax.random.key(0)), scale=0.3
     )
@@ -269,7 +270,9 @@ def test_wrong_clips_are_one_sentence():
 
 
 def test_noisy_class_tokens_follow_the_key():
-    sizes = dict(encoder_patch=2, encoder_dim=8, encoder_layers=1, encoder_heads=2, encoder_noisy_class=True)
+    sizes: dict[str, Any] = dict(
+        encoder_patch=2, encoder_dim=8, encoder_layers=1, encoder_heads=2, encoder_noisy_class=True
+    )
     model = build(encoder="vit", **sizes)
     run = eqx.filter_jit(lambda model, key: model(clip(), key=key).slots)
     a, b, c = (run(model, jax.random.key(seed)) for seed in (0, 0, 1))

@@ -37,7 +37,7 @@ def within(array, bound):
 
 def test_mamba_starts_as_published(key):
     mixer = eqx.filter_jit(lambda: Mamba(32, state=5, expand=1.25, key=key))()
-    assert (mixer.inner, mixer.rank) == (40, 2)
+    assert (mixer.inner, mixer.rank) == (40, 2) and mixer.dt_proj.bias is not None
     steps = jax.nn.softplus(mixer.dt_proj.bias)
     assert float(steps.min()) >= 1e-3 * 0.999 and float(steps.max()) <= 0.1 * 1.001
     assert float(steps.max() / steps.min()) > 10
@@ -92,6 +92,7 @@ def test_causal_convolution_is_a_sum_over_the_past():
     conv = random_module(lambda: CausalConv(3, 4, key=jax.random.key(0)))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2, 3)), jnp.float32)
     y, past = conv(x, jnp.zeros((2, 3, 3)))
+    assert conv.bias is not None
     for t in range(5):
         expected = conv.bias[None] + sum(conv.weight[3 - k][None] * x[t - k] for k in range(min(t, 3) + 1))
         assert_close(y[t], expected, rtol=1e-6)
