@@ -36,7 +36,8 @@ class GRUCell(eqx.Module):
         if style == "flax":
             self.weight_input = lecun_normal()(key_input, (input_size, gates), jnp.float32)
             square = lambda key: orthogonal()(key, (hidden_size, hidden_size), jnp.float32)
-            self.weight_hidden = jnp.concatenate([square(k) for k in jax.random.split(key_hidden, 3)], axis=1)
+            squares = jax.vmap(square, out_axes=1)(jax.random.split(key_hidden, 3))
+            self.weight_hidden = squares.reshape(hidden_size, gates)
             self.bias_input, self.bias_hidden = jnp.zeros(gates), jnp.zeros(hidden_size)
             return
         self.weight_input = glorot_uniform()(key_input, (input_size, gates), jnp.float32)
