@@ -20,6 +20,7 @@ def convert(config: DictConfig) -> int:
     from experiments.schema import ConvertSettings
     from slotzoo.models import model_card
     from slotzoo.weights import load_model, save_weights
+    from slotzoo.weights.convert import savi
     from slotzoo.weights.convert.convssm import convert_run
     from slotzoo.weights.convert.object_discovery import convert_checkpoint
     from slotzoo.weights.convert.slotssm import convert_folder, export_folder, is_checkpoint
@@ -32,6 +33,8 @@ def convert(config: DictConfig) -> int:
         return 0
     if is_checkpoint(source):
         found = convert_folder(source)
+    elif savi.is_checkpoint(source):
+        found = savi.convert_checkpoint(source, name=asked.model or None)
     else:
         found = convert_checkpoint(source) if source.suffix in TORCH_FILES else convert_run(source)
     published = model_card(found.name)

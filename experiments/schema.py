@@ -252,8 +252,11 @@ class PrepareSettings:
 class ConvertSettings:
     """`experiments.convert`: turn a published checkpoint into a weights file of ours."""
 
-    source: str = MISSING  # a run of ConvSSM or TECO or one checkpoint in it; a .ckpt or .pt of an image model
+    source: str = (
+        MISSING  # a run of ConvSSM, TECO, SAVi or STATM or one checkpoint in it; a .ckpt or .pt otherwise
+    )
     out: str = MISSING  # a file that ends in .safetensors; its card is written beside it
+    model: str = ""  # of SAVi and STATM: the registered name, where several have the same arrays
     origin: str = ""  # said in the card: where the checkpoint was published
     licence: str = ""  # said in the card: the checkpoint's, if it is not that of its repository
 

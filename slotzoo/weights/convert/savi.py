@@ -28,6 +28,12 @@ from slotzoo.weights.flax_msgpack import flat, read_flax
 _TARGETS = {"video": "rgb"}
 
 
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether a path looks like a run of SAVi or STATM, or a checkpoint of one."""
+    path = Path(path)
+    return path.suffix == ".flax" or (path / "checkpoints-0").is_dir() or any(path.glob("ckpt-*.flax"))
+
+
 def read_checkpoint(path: str | Path) -> tuple[dict[str, np.ndarray], int]:
     """The parameters and the step of a `ckpt-<n>.flax`, or of the newest one in a run's folder.
 
@@ -67,7 +73,7 @@ def convert_checkpoint(
         if model is not None:
             config = seed_config(model, params)
         else:
-            config = model_config(name) if name else _published(params, path)
+            config = _named(name) if name else _published(params, path)
         abstract = eqx.filter_eval_shape(lambda: build(config, key=jax.random.key(0)))
     except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
         raise WeightsError(
@@ -200,6 +206,13 @@ def _kernel(backbone: Mapping[str, Any]) -> int:
     if len(sides) != 1:
         raise ConfigError(f"kernel_size={backbone['kernel_size']} differs between layers.")
     return sides.pop()
+
+
+def _named(name: str) -> SAViConfig:
+    config = model_config(name)
+    if not isinstance(config, SAViConfig):
+        raise ConfigError(f"the model {name!r} is neither a SAVi nor a STATM; these are {', '.join(_names())}.")
+    return config
 
 
 def _published(params: Mapping[str, np.ndarray], path: str | Path) -> SAViConfig:
