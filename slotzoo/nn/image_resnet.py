@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from slotzoo.errors import ConfigError, nearest
+from slotzoo.errors import ConfigError
 from slotzoo.nn.conv import Conv
 from slotzoo.nn.linear import Linear
 from slotzoo.nn.norm import BatchNorm, GroupNorm, LayerNorm
@@ -43,7 +43,7 @@ DEPTHS = {
 def stages(depth: int) -> Depth:
     """The published stages of the ResNet with `depth` layers."""
     if depth not in DEPTHS:
-        raise ConfigError(f"there is no ResNet-{depth}.{nearest(str(depth), map(str, DEPTHS))}")
+        raise ConfigError(f"there is no ResNet-{depth}; published depths are {', '.join(map(str, DEPTHS))}.")
     return DEPTHS[depth]
 
 
