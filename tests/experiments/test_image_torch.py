@@ -1,0 +1,29 @@
+import math
+
+import pytest
+
+from experiments.benchmarks import image_torch
+from slotzoo.models.registry import model_card, model_config
+
+
+torch = pytest.importorskip("torch", reason="the networks to compare with are PyTorch's")
+NAMES = {"slot_attention": "slot_attention_clevr6", "slate": "slate_clevr6"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_twin_has_as_many_parameters(name):
+    parts, _ = image_torch.network(name, model_config(NAMES[name]))
+    assert sum(p.numel() for p in parts.parameters()) == model_card(NAMES[name]).parameters
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_twin_trains(name):
+    small = dict(decoder_grid=1) if name == "slot_attention" else dict(vocab_size=8)
+    config = model_config(NAMES[name], resolution=16, **small)
+    image_torch.step(name, config, 2)()
+    parts, loss = image_torch.network(name, config)
+    value = loss(torch.rand(2, 3, 16, 16))
+    value.backward()
+    assert math.isfinite(float(value.detach()))
+    # The initial slots are on the other side of the steps without a gradient.
+    assert [name for name, p in parts.named_parameters() if p.grad is None] == ["slots.initial.weight"]
