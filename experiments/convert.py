@@ -34,7 +34,8 @@ def convert(config: DictConfig) -> int:
     if is_checkpoint(source):
         found = convert_folder(source)
     elif savi.is_checkpoint(source):
-        found = savi.convert_checkpoint(source, name=asked.model or None)
+        theirs = savi.read_model(asked.model) if asked.model.endswith(".json") else None
+        found = savi.convert_checkpoint(source, name=None if theirs else asked.model or None, model=theirs)
     else:
         found = convert_checkpoint(source) if source.suffix in TORCH_FILES else convert_run(source)
     published = model_card(found.name)

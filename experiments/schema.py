@@ -256,7 +256,9 @@ class ConvertSettings:
         MISSING  # a run of ConvSSM, TECO, SAVi or STATM or one checkpoint in it; a .ckpt or .pt otherwise
     )
     out: str = MISSING  # a file that ends in .safetensors; its card is written beside it
-    model: str = ""  # of SAVi and STATM: the registered name, where several have the same arrays
+    model: str = (
+        ""  # of SAVi and STATM: a registered name; or, for sizes of one's own, a .json of the authors' `model`
+    )
     origin: str = ""  # said in the card: where the checkpoint was published
     licence: str = ""  # said in the card: the checkpoint's, if it is not that of its repository
 

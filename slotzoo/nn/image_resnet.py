@@ -213,5 +213,6 @@ def _batch_norms(net: ImageResNet) -> list[BatchNorm]:
 def _pooled(x: Array) -> Array:
     """The largest of 3 x 3 windows with stride 2."""
     ones = (1,) * (x.ndim - 3)
-    least = np.asarray(-np.inf, x.dtype)  # no array of JAX: only of a known minus infinity is this differentiable
+    # No array of JAX: only of a minus infinity that is known while tracing is this differentiable.
+    least = np.asarray(-np.inf, x.dtype)
     return jax.lax.reduce_window(x, least, jax.lax.max, (*ones, 3, 3, 1), (*ones, 2, 2, 1), "SAME")

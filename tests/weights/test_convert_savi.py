@@ -1,5 +1,6 @@
 """Checkpoints of SAVi and STATM: a model told by its arrays, norms of both generations of flax, what is refused."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -76,6 +77,11 @@ def test_what_is_no_checkpoint(tmp_path):
         savi.convert_checkpoint(RUN, name="slate_clevr6")
     with pytest.raises(WeightsError, match="belongs to a model of another size|does not fit"):
         savi.convert_checkpoint(RUN, name="statm_savi_small")
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(WeightsError, match="no JSON file of a configuration"):
+        savi.read_model(tmp_path / "config.json")
     theirs = load_case(RUN).config["model"]
+    (tmp_path / "config.json").write_text(json.dumps({"model": theirs}))
+    assert savi.read_model(tmp_path / "config.json") == theirs
     with pytest.raises(WeightsError, match="there is no predictor 'GRU' in the zoo"):
         savi.convert_checkpoint(RUN, model=theirs | {"predictor": theirs["predictor"] | {"module": "x.GRU"}})

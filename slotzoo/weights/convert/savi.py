@@ -4,6 +4,7 @@ The files hold no configuration. A published one is told by the shapes of its ar
 own `config.model`. Norms of flax 0.3 have axes of 1 in front, which those of flax 0.5 have not: both are read.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,6 +56,18 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, np.ndarray], int]:
     if isinstance(variables, dict) and isinstance(variables.get("batch_stats"), dict):
         params |= flat(variables["batch_stats"])
     return params, int(np.asarray(tree.get("step", 0)))
+
+
+def read_model(path: str | Path) -> dict[str, Any]:
+    """The `model` section of the authors' configuration (or all of it) from a JSON file."""
+    try:
+        content = json.loads(Path(path).read_text())
+        section = content.get("model", content)
+        if "encoder" in section:
+            return section
+    except (OSError, ValueError, AttributeError) as error:
+        raise WeightsError(f"'{path}' is no JSON file of a configuration: {error}") from error
+    raise WeightsError(f"'{path}' holds no `model` section with an `encoder` in it.")
 
 
 def convert_checkpoint(
@@ -228,7 +241,7 @@ def _published(params: Mapping[str, np.ndarray], path: str | Path) -> SAViConfig
         return config
     raise WeightsError(
         f"the arrays of '{path}' are those of none of {', '.join(names)}; give the `model` section of the "
-        "configuration that it was trained with."
+        "configuration that it was trained with, as a JSON file."
     )
 
 
