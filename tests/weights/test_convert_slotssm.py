@@ -15,6 +15,7 @@ from slotzoo.nn.linear import Linear
 from slotzoo.weights.convert.slotssm import convert_folder, export_folder, is_checkpoint
 from slotzoo.weights.leaves import named_leaves
 from tests.arrays import random_module
+from tests.weights.test_torch_file import tensor, write
 
 
 SMALL = SlotSSMConfig(
@@ -77,6 +78,26 @@ def test_there_and_back(config, tmp_path):
     found = convert_folder(folder)
     assert is_checkpoint(folder) and found.step == 12 and found.config == config
     theirs = named_leaves(found.model)
+    for name, array in named_leaves(model).items():
+        np.testing.assert_array_equal(theirs[name], array, err_msg=name)
+
+
+def test_weights_that_torch_wrote(tmp_path):
+    """`pytorch_model.bin` in place of the safetensors file, read without PyTorch."""
+    model, folder = made(SMALL, tmp_path)
+    path = folder / "slotssm" / "model.safetensors"
+    arrays = safetensors.numpy.load_file(path)
+    path.unlink()
+    tensors = {
+        name: tensor(str(i), a.size, a.shape, tuple(stride // 4 for stride in a.strides))
+        for i, (name, a) in enumerate(arrays.items())
+    }
+    write(
+        path.with_name("pytorch_model.bin"),
+        tensors,
+        {str(i): a.tobytes() for i, a in enumerate(arrays.values())},
+    )
+    theirs = named_leaves(convert_folder(folder).model)
     for name, array in named_leaves(model).items():
         np.testing.assert_array_equal(theirs[name], array, err_msg=name)
 
