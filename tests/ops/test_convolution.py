@@ -40,6 +40,16 @@ def test_it_is_xlas_convolution_with_its_gradients(stride, padding):
         check(*arrays((2, 11, 9, 3), (*sides, 3, 4)), stride=stride, padding=padding)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_many_pixels_are_summed_chunk_by_chunk(stride, monkeypatch):
+    monkeypatch.setattr("slotzoo.ops.convolution.AT_ONCE", 100)
+    x, kernel = arrays((6, 7, 7, 3), (3, 3, 3, 2))
+    check(x, kernel, stride=stride, padding="SAME")
+    text = str(jax.make_jaxpr(jax.grad(lambda k: convolution(x, k, stride=stride).sum()))(kernel))
+    # Of 49 and 16 pixels each: two images at a time, and all six.
+    assert ("scan" in text) == (stride == 1) and ("length=3" in text) == (stride == 1)
+
+
 @pytest.mark.parametrize("channels", [(3, 5), (5, 3)])
 def test_a_kernel_of_one_pixel_is_a_product_of_matrices(channels):
     x, kernel = arrays((2, 4, 5, channels[0]), (1, 1, *channels))
