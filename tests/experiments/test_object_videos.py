@@ -71,7 +71,7 @@ def test_options_of_the_task_are_checked():
     task = build.task(settings("statm_savi_small_movi_a"))
     assert isinstance(task, ObjectVideosTask) and task.config.chunk == 24
     assert build._held_out_length(settings("savi_small_movi_a")) == 24
-    assert settings("savi_small_movi_a").data.frames_per_clip == 6
+    assert settings("savi_small_movi_a").data.frames_per_clip == 3
 
 
 def asked(kind, **values):
