@@ -151,12 +151,22 @@ EXAMPLES = {
 }
 
 
+def _made(name, key, overrides):
+    """The model, by a program that is compiled without optimisation: it runs once."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        return eqx.filter_jit(lambda key: registry.create_model(name, key=key, **overrides))(key)
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.mark.parametrize("name", registry.list_models())
 def test_tiny_forward_and_backward(name, key):
     tiny = registry.tiny(name)
     config = registry.model_config(name, **tiny)
     assert config != registry.model_config(name), f"{name} was registered without a tiny variant"
-    model = registry.create_model(name, key=key, **tiny)
+    model = _made(name, key, tiny)
     example = EXAMPLES[type(config).__name__](config, key)
 
     @eqx.filter_jit
