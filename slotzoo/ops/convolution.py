@@ -136,7 +136,8 @@ def _kernel_gradient(dy: Array, x: Array, kernel: Any, *, stride: int, pads: Pad
 
 def _images_at_once(images: int, pixels: int) -> int:
     """How many images, a divisor of all, make up to `AT_ONCE` pixels; at least one."""
-    return max(n for n in range(1, images + 1) if images % n == 0 and (n == 1 or n * pixels <= AT_ONCE))
+    fitting = (n for n in range(1, images + 1) if images % n == 0 and (n == 1 or n * pixels <= AT_ONCE))
+    return max(fitting, default=1)
 
 
 _convolution.def_impl(_lowered)
