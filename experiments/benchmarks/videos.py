@@ -188,6 +188,8 @@ def _memory_rows(scale: str) -> list[dict[str, Any]]:
 
 def _followed(model: SAVi, clip: dict[str, jax.Array], chunk: int) -> timing.Program:
     parameters, static = eqx.partition(model, eqx.is_inexact_array)
+    # As pipelines give them: in bytes.
+    clip = {n: (255 * x).astype(jnp.uint8) if n != "boxes" else x for n, x in clip.items()}
 
     def labels(parameters: Any, clip: Any) -> Any:
         return follow(eqx.combine(parameters, static), clip, chunk=chunk, key=jax.random.key(0))
@@ -201,7 +203,6 @@ def _evaluation_rows(scale: str) -> list[dict[str, Any]]:
         model = _model(name, num_slots=7)
         for frames in LENGTHS[scale]:
             clip = jax.tree.map(lambda x: x[0], _batch(model, 1, frames, 6))
-            clip = {n: (255 * x).astype(jnp.uint8) if n != "boxes" else x for n, x in clip.items()}
             for chunk in (1, 6, frames):
                 seconds, size = _compiled(_followed(model, clip, chunk))
                 how = {1: "frame by frame", frames: "all at once"}.get(chunk, f"slices of {chunk}")
