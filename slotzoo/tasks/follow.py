@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from slotzoo.errors import DataError
 from slotzoo.losses import reconstruction_loss
 from slotzoo.metrics.segmentation import labels_of_masks
-from slotzoo.tasks.object_images import to_range
+from slotzoo.tasks.pixels import to_range
 
 
 class Followed(NamedTuple):

@@ -21,7 +21,8 @@ from slotzoo.errors import ConfigError, DataError
 from slotzoo.ops import batch_map
 from slotzoo.prng import stream
 from slotzoo.tasks.clip_sums import ClipSums
-from slotzoo.tasks.slot_batches import examples, mean_loss
+from slotzoo.tasks.plain import AbstractPlainTask
+from slotzoo.tasks.slot_batches import clip_loss, examples
 from slotzoo.viz import write_png
 from slotzoo.viz.strips import labelled_rows
 
@@ -41,20 +42,11 @@ class LocalisationConfig:
             raise ConfigError("localisation: pictures is at least 0 and frames at least 1.")
 
 
-class LocalisationTask:
+class LocalisationTask(AbstractPlainTask):
     """The task of `slotzoo.train.protocols.Task` over batches of `video` and `label`."""
 
     def __init__(self, config: LocalisationConfig | None = None):
         self.config = config or LocalisationConfig()
-
-    def module(self, model: eqx.Module, *, key: PRNGKeyArray) -> eqx.Module:
-        """What the training state holds: the model."""
-        del key
-        return model
-
-    def export(self, model: eqx.Module) -> eqx.Module:
-        """What a finished run gives away: the model."""
-        return model
 
     def loss(
         self,
@@ -67,7 +59,7 @@ class LocalisationTask:
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The mean over clips of the model's loss: the cross-entropy of the true cell."""
         del frozen
-        return mean_loss(model, batch, key=key, step=step)
+        return clip_loss(model, batch, key=key, step=step)
 
     def evaluate(
         self,

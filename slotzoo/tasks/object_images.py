@@ -28,6 +28,8 @@ from slotzoo.metrics.sums import sum_over_processes
 from slotzoo.models.objects import ObjectsOutput
 from slotzoo.ops import batch_map
 from slotzoo.prng import stream
+from slotzoo.tasks.pixels import to_range
+from slotzoo.tasks.plain import AbstractPlainTask, mean_loss
 from slotzoo.viz import Apart, object_grid, segment_grid, write_png
 
 
@@ -60,20 +62,11 @@ class ObjectImagesConfig:
             raise ConfigError("object images: pictures is at least 0 and most_objects at least 1.")
 
 
-class ObjectImagesTask:
+class ObjectImagesTask(AbstractPlainTask):
     """The task of `slotzoo.train.protocols.Task` over batches of `image`, uint8 `batch height width channel`."""
 
     def __init__(self, config: ObjectImagesConfig | None = None):
         self.config = config or ObjectImagesConfig()
-
-    def module(self, model: eqx.Module, *, key: PRNGKeyArray) -> eqx.Module:
-        """What the training state holds: the model."""
-        del key
-        return model
-
-    def export(self, model: eqx.Module) -> eqx.Module:
-        """What a finished run gives away: the model."""
-        return model
 
     def loss(
         self,
@@ -87,9 +80,7 @@ class ObjectImagesTask:
         """The mean over images of the model's loss, and of each of its terms."""
         del frozen
         images = to_range(jnp.asarray(batch["image"]), model.config)
-        keys = jax.random.split(key, len(images))
-        each, terms = batch_map(lambda image, key: model.loss(image, key=key, step=step))(images, keys)
-        return jnp.mean(each), {name: jnp.mean(value) for name, value in terms.items()}
+        return mean_loss(lambda image, key: model.loss(image, key=key, step=step), images, key=key)
 
     def evaluate(
         self,
@@ -203,11 +194,6 @@ class ObjectImagesTask:
             )
             for i in range(len(images))
         ]
-
-
-def to_range(images: UInt8[Array, "*shape"], config: Any) -> Float[Array, "*shape"]:
-    """uint8 pixels as float32 from `config.low` to `config.high`."""
-    return images.astype(jnp.float32) * ((config.high - config.low) / 255) + config.low
 
 
 @eqx.filter_jit

@@ -40,7 +40,8 @@ from slotzoo.tasks.follow import (
     partners,
     targets_of,
 )
-from slotzoo.tasks.object_images import to_range
+from slotzoo.tasks.pixels import to_range
+from slotzoo.tasks.plain import AbstractPlainTask, mean_loss
 from slotzoo.viz import write_png, write_video
 from slotzoo.viz.tracks import Track, flow_wheel, slot_video, track_strip, track_video
 
@@ -79,20 +80,11 @@ class ObjectVideosConfig:
             raise ConfigError("object videos: chunk and most_objects are at least 1 and pictures at least 0.")
 
 
-class ObjectVideosTask:
+class ObjectVideosTask(AbstractPlainTask):
     """The task of `slotzoo.train.protocols.Task` over batches of `video`, uint8 `batch time height width 3`."""
 
     def __init__(self, config: ObjectVideosConfig | None = None):
         self.config = config or ObjectVideosConfig()
-
-    def module(self, model: eqx.Module, *, key: PRNGKeyArray) -> eqx.Module:
-        """What the training state holds: the model."""
-        del key
-        return model
-
-    def export(self, model: eqx.Module) -> eqx.Module:
-        """What a finished run gives away: the model."""
-        return model
 
     def loss(
         self,
@@ -106,10 +98,8 @@ class ObjectVideosTask:
         """The mean over clips of the model's loss, and of each of its terms."""
         del frozen
         clips = {name: jnp.asarray(value) for name, value in batch.items()}
-        keys = jax.random.split(key, len(clips["video"]))
         one = lambda clip, key: model.loss(prepared(clip, model.config), key=key, step=step)
-        each, terms = batch_map(one)(clips, keys)
-        return jnp.mean(each), {name: jnp.mean(value) for name, value in terms.items()}
+        return mean_loss(one, clips, key=key)
 
     def evaluate(
         self,

@@ -24,7 +24,8 @@ from slotzoo.metrics.detection import THRESHOLDS, average_precision
 from slotzoo.metrics.sums import sum_over_processes
 from slotzoo.ops import batch_map
 from slotzoo.prng import stream
-from slotzoo.tasks.object_images import to_range
+from slotzoo.tasks.pixels import to_range
+from slotzoo.tasks.plain import AbstractPlainTask
 from slotzoo.viz import write_png
 from slotzoo.viz.images import comfortable_scale, enlarge, write_text
 
@@ -50,20 +51,11 @@ class SetPredictionConfig:
             raise ConfigError("set prediction: thresholds are positive, pictures is at least 0.")
 
 
-class SetPredictionTask:
+class SetPredictionTask(AbstractPlainTask):
     """The task of `slotzoo.train.protocols.Task` over batches of `image` and `targets`."""
 
     def __init__(self, config: SetPredictionConfig | None = None):
         self.config = config or SetPredictionConfig()
-
-    def module(self, model: eqx.Module, *, key: PRNGKeyArray) -> eqx.Module:
-        """What the training state holds: the model."""
-        del key
-        return model
-
-    def export(self, model: eqx.Module) -> eqx.Module:
-        """What a finished run gives away: the model."""
-        return model
 
     def loss(
         self,

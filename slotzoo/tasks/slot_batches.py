@@ -11,13 +11,12 @@ range), `depth` (float), `label` (integer); `video` and `next` need nothing more
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from slotzoo.errors import ConfigError
-from slotzoo.ops import batch_map
-from slotzoo.tasks.object_images import to_range
+from slotzoo.tasks.pixels import to_range
+from slotzoo.tasks.plain import mean_loss
 
 
 # Field of a batch that each target of a model is made of.
@@ -67,11 +66,9 @@ def cut(
     return jnp.swapaxes(x, 3, 4).reshape(batch, time * grid * grid, *small, channels)
 
 
-def mean_loss(
+def clip_loss(
     model: Any, batch: Mapping[str, Any], *, key: PRNGKeyArray, step: Int[Array, ""]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The mean over clips of the model's loss, and of each of its terms."""
-    given = examples(batch, model.config)
-    keys = jax.random.split(key, len(given["video"]))
-    each, terms = batch_map(lambda example, key: model.loss(example, key=key, step=step))(given, keys)
-    return jnp.mean(each), {name: jnp.mean(value) for name, value in terms.items()}
+    one = lambda example, key: model.loss(example, key=key, step=step)
+    return mean_loss(one, examples(batch, model.config), key=key)

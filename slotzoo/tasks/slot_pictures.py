@@ -24,7 +24,8 @@ from slotzoo.metrics.segmentation import labels_of_masks, segmentation_scores
 from slotzoo.ops import batch_map
 from slotzoo.prng import stream
 from slotzoo.tasks.clip_sums import ClipSums
-from slotzoo.tasks.slot_batches import examples, mean_loss
+from slotzoo.tasks.plain import AbstractPlainTask
+from slotzoo.tasks.slot_batches import clip_loss, examples
 from slotzoo.viz import colour_labels, write_png
 from slotzoo.viz.strips import labelled_rows
 
@@ -57,20 +58,11 @@ class SlotPicturesConfig:
             raise ConfigError("pictures of slots: pictures is at least 0, frames and most_objects at least 1.")
 
 
-class SlotPicturesTask:
+class SlotPicturesTask(AbstractPlainTask):
     """The task of `slotzoo.train.protocols.Task` over batches of `video`, uint8 `batch time height width channel`."""
 
     def __init__(self, config: SlotPicturesConfig | None = None):
         self.config = config or SlotPicturesConfig()
-
-    def module(self, model: eqx.Module, *, key: PRNGKeyArray) -> eqx.Module:
-        """What the training state holds: the model."""
-        del key
-        return model
-
-    def export(self, model: eqx.Module) -> eqx.Module:
-        """What a finished run gives away: the model."""
-        return model
 
     def loss(
         self,
@@ -83,7 +75,7 @@ class SlotPicturesTask:
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The mean over clips of the model's loss, and of each of its terms."""
         del frozen
-        return mean_loss(model, batch, key=key, step=step)
+        return clip_loss(model, batch, key=key, step=step)
 
     def evaluate(
         self,

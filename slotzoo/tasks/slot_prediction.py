@@ -22,8 +22,9 @@ from slotzoo.errors import ConfigError, DataError
 from slotzoo.metrics.protocol import VideoProtocol
 from slotzoo.ops import batch_map
 from slotzoo.tasks.clip_sums import ClipSums
-from slotzoo.tasks.object_images import to_range
-from slotzoo.tasks.slot_batches import mean_loss
+from slotzoo.tasks.pixels import to_range
+from slotzoo.tasks.plain import AbstractPlainTask
+from slotzoo.tasks.slot_batches import clip_loss
 from slotzoo.tasks.video_prediction import Rollout, draw_clip
 
 
@@ -39,20 +40,11 @@ class SlotPredictionConfig:
             raise ConfigError("prediction by slots: pictures is at least 0.")
 
 
-class SlotPredictionTask:
+class SlotPredictionTask(AbstractPlainTask):
     """The task of `slotzoo.train.protocols.Task` over batches of `video`."""
 
     def __init__(self, config: SlotPredictionConfig | None = None):
         self.config = config or SlotPredictionConfig()
-
-    def module(self, model: eqx.Module, *, key: PRNGKeyArray) -> eqx.Module:
-        """What the training state holds: the model."""
-        del key
-        return model
-
-    def export(self, model: eqx.Module) -> eqx.Module:
-        """What a finished run gives away: the model."""
-        return model
 
     def loss(
         self,
@@ -65,7 +57,7 @@ class SlotPredictionTask:
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The mean over clips of the error of the next frame, true frames seen."""
         del frozen
-        return mean_loss(model, batch, key=key, step=step)
+        return clip_loss(model, batch, key=key, step=step)
 
     def evaluate(
         self,

@@ -30,6 +30,7 @@ from slotzoo.ops import batch_map
 from slotzoo.prng import stream
 from slotzoo.tasks.first_stage import FirstStage
 from slotzoo.tasks.pixels import to_bytes, to_float
+from slotzoo.tasks.plain import AbstractPlainTask
 from slotzoo.viz import prediction_strip, side_by_side, write_png, write_video
 
 
@@ -71,7 +72,7 @@ class VideoPredictionConfig:
             raise ConfigError("video prediction: samples is at least 1, temperature and pictures at least 0.")
 
 
-class VideoPredictionTask:
+class VideoPredictionTask(AbstractPlainTask):
     """The task of `slotzoo.train.protocols.Task` over batches of `video` (uint8) or `tokens`, and `actions`."""
 
     def __init__(self, config: VideoPredictionConfig | None = None):
@@ -86,15 +87,6 @@ class VideoPredictionTask:
         c = self.config
         lpips = load_lpips("alex") if c.lpips and c.rollouts else None
         return lpips, load_i3d() if c.fvd and c.rollouts else None
-
-    def module(self, model: eqx.Module, *, key: PRNGKeyArray) -> eqx.Module:
-        """What the training state holds: the model."""
-        del key
-        return model
-
-    def export(self, model: eqx.Module) -> eqx.Module:
-        """What a finished run gives away: the model."""
-        return model
 
     def loss(
         self,

@@ -10,7 +10,8 @@ import pytest
 
 from slotzoo.errors import ConfigError, DataError
 from slotzoo.metrics.segmentation import segmentation_scores
-from slotzoo.tasks.object_images import ObjectImagesConfig, ObjectImagesTask, to_range
+from slotzoo.tasks.object_images import ObjectImagesConfig, ObjectImagesTask
+from slotzoo.tasks.pixels import to_range
 from tests.tasks.objects import Toy, ToyConfig
 
 
