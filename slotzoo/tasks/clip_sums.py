@@ -1,27 +1,31 @@
-"""Means over held-out clips, whatever their batches and processes."""
+"""Means over held-out clips (or images), whatever their batches and processes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
-from jaxtyping import Bool, Shaped
+from jaxtyping import Array, Bool, Shaped
 
 from slotzoo.metrics.sums import sum_over_processes
 
 
 class ClipSums:
-    """Sums and counts of named values of clips. A value that is not finite is left out where its name is `partial`."""
+    """Sums and counts of named values of clips.
 
-    def __init__(self, partial: tuple[str, ...] = ()):
-        self.partial = partial
+    NaN says that a score is not defined for a clip, and is left out, where the name (or what follows its last `/`) is
+    `partial`. Anywhere else it is a result, as infinity always is: a loss that is NaN has a mean that is NaN.
+    """
+
+    def __init__(self, partial: Iterable[str] = ()):
+        self.partial = frozenset(partial)
         self._sums: dict[str, np.ndarray] = {}
 
     def add(
-        self, values: Mapping[str, Shaped[np.ndarray, "clip ..."]], valid: Bool[np.ndarray, " clip"]
+        self, values: Mapping[str, Shaped[np.ndarray | Array, "clip ..."]], valid: Bool[np.ndarray, " clip"]
     ) -> None:
         """Add the valid clips of a batch. Values may be curves: their last axes stay."""
         for name, value in values.items():
             value = np.asarray(value, np.float64)[valid]
-            kept = np.isfinite(value) if name in self.partial else np.ones(value.shape, bool)
+            kept = ~(np.isnan(value) & (name.rpartition("/")[2] in self.partial))
             total, count = np.where(kept, value, 0.0).sum(0), kept.sum(0).astype(np.float64)
             for what, new in ((f"{name}/sum", total), (f"{name}/count", count)):
                 self._sums[what] = np.asarray(self._sums.get(what, 0.0) + new)

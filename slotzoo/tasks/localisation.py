@@ -5,7 +5,6 @@ Batches hold `video` (uint8, `batch time height width channel`) and `label` (`ba
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,12 +18,12 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, UInt8
 
 from slotzoo.errors import ConfigError, DataError
 from slotzoo.ops import batch_map
-from slotzoo.prng import stream
 from slotzoo.tasks.clip_sums import ClipSums
+from slotzoo.tasks.held_out import held_out, write_table
 from slotzoo.tasks.plain import AbstractPlainTask
 from slotzoo.tasks.slot_batches import clip_loss, examples
 from slotzoo.viz import write_png
-from slotzoo.viz.strips import labelled_rows
+from slotzoo.viz.strips import labelled_rows, stacked
 
 
 TITLES = {"top_1": "top 1", "top_5": "top 5", "distance": "distance"}
@@ -80,20 +79,13 @@ class LocalisationTask(AbstractPlainTask):
         """
         del frozen
         sums, drawn = ClipSums(), []
-        for number, batch in enumerate(batches):
-            if should_stop():
-                break
-            count = len(batch["video"])
-            valid = np.asarray(batch.get("valid", np.ones(count, bool)))
-            keys = jax.random.split(stream(key, "cells", number), count)
-            arrays = {name: jnp.asarray(batch[name]) for name in ("video", "label") if name in batch}
-            values, shares = _measure(model, arrays, keys, jnp.asarray(step))
-            labels = np.asarray(batch["label"])
-            frequency = np.eye(shares.shape[1])[labels]
-            sums.add({k: np.asarray(v) for k, v in values.items()} | {"frequency": frequency}, valid)
-            missing = self.config.pictures - len(drawn) if jax.process_index() == 0 else 0
-            for i in np.flatnonzero(valid)[:missing]:
-                video = np.asarray(batch["video"][i])
+        for batch in held_out(batches, key=key, name="cells", should_stop=should_stop):
+            arrays = {name: jnp.asarray(x) for name, x in batch.fields.items() if name in ("video", "label")}
+            values, shares = _measure(model, arrays, batch.keys, jnp.asarray(step))
+            labels = np.asarray(batch.fields["label"])
+            sums.add({**values, "frequency": np.eye(shares.shape[1])[labels]}, batch.valid)
+            for i in batch.to_draw(self.config.pictures - len(drawn)):
+                video = np.asarray(batch.fields["video"][i])
                 drawn.append(self._row(video, int(labels[i]), np.asarray(shares[i])))
         sums = sums.over_processes()
         if should_stop():
@@ -102,12 +94,9 @@ class LocalisationTask(AbstractPlainTask):
             raise DataError("localisation: there is no held-out video to evaluate on; raise eval.clips.")
         means = sums.means()
         numbers = {name: float(value) for name, value in means.items() if name != "frequency"}
-        table = _table(numbers, means["frequency"], sums.clips)
-        (folder / "table.json").write_text(json.dumps(table, indent=1) + "\n")
+        write_table(folder, _table(numbers, means["frequency"], sums.clips))
         if drawn:
-            width = max(row.shape[1] for row in drawn)
-            padded = [np.pad(r, ((0, 4), (0, width - r.shape[1]), (0, 0)), constant_values=255) for r in drawn]
-            write_png(folder / "cells.png", np.concatenate(padded))
+            write_png(folder / "cells.png", stacked(drawn))
         return numbers
 
     def _row(

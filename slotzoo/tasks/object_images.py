@@ -11,7 +11,6 @@ over batches of `image` (uint8) and, where the data set has them, `mask` (label 
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,10 @@ from jaxtyping import Array, Float, Int, Integer, Key, PRNGKeyArray, UInt8
 
 from slotzoo.errors import ConfigError, DataError
 from slotzoo.metrics.segmentation import SegmentationScores, labels_of_masks, segmentation_scores
-from slotzoo.metrics.sums import sum_over_processes
 from slotzoo.models.objects import ObjectsOutput
 from slotzoo.ops import batch_map
-from slotzoo.prng import stream
+from slotzoo.tasks.clip_sums import ClipSums
+from slotzoo.tasks.held_out import held_out, write_table
 from slotzoo.tasks.pixels import to_range
 from slotzoo.tasks.plain import AbstractPlainTask, mean_loss
 from slotzoo.viz import Apart, object_grid, segment_grid, write_png
@@ -99,44 +98,25 @@ class ObjectImagesTask(AbstractPlainTask):
         `table.json`, `objects.png` and `segments.png`.
         """
         del frozen
-        sums: dict[str, np.ndarray] = {}
-        drawn: list[Apart] = []
-        for number, batch in enumerate(batches):
-            if should_stop():
-                break
-            count = len(batch["image"])
-            valid = np.asarray(batch.get("valid", np.ones(count, bool)))
-            keys = jax.random.split(stream(key, "images", number), count)
-            arrays = {name: jnp.asarray(batch[name]) for name in ("image", "mask", "visible") if name in batch}
-            missing = self.config.pictures - len(drawn) if jax.process_index() == 0 else 0
+        sums, drawn = ClipSums(SegmentationScores._fields), []
+        for batch in held_out(batches, key=key, name="images", should_stop=should_stop):
+            arrays = {n: jnp.asarray(x) for n, x in batch.fields.items() if n in ("image", "mask", "visible")}
+            few = batch.to_draw(self.config.pictures - len(drawn))
             values, out = _measure(
-                model, arrays, keys, jnp.asarray(step), self.config.most_objects, missing > 0
+                model, arrays, batch.keys, jnp.asarray(step), self.config.most_objects, len(few) > 0
             )
-            for name, value in values.items():
-                value = np.asarray(value, np.float64)[valid]
-                if name.rpartition("/")[2] in SegmentationScores._fields:
-                    value = value[np.isfinite(value)]  # NaN where it is not defined; of a loss NaN is a result
-                for what, total in ((f"{name}/sum", value.sum()), (f"{name}/count", value.size)):
-                    sums[what] = np.asarray(sums.get(what, 0.0) + total)
-            sums["images"] = np.asarray(sums.get("images", 0.0) + valid.sum())
+            sums.add(values, batch.valid)
             if out is not None:
-                few = np.flatnonzero(valid)[:missing]
-                masks = np.asarray(batch["mask"])[few] if "mask" in batch else None
-                chosen = jax.tree.map(lambda x, few=few: np.asarray(x)[few], out)
-                drawn += self.apart(model, np.asarray(batch["image"])[few], chosen, masks=masks)
+                shown, chosen = jax.tree.map(lambda x, few=few: np.asarray(x)[few], (arrays, out))
+                drawn += self.apart(model, shown["image"], chosen, masks=shown.get("mask"))
         # Each process measured its own images. All come here, a stopped one too: none waits for another forever.
-        sums = sum_over_processes(sums)
+        sums = sums.over_processes()
         if should_stop():
             return {}
-        if not sums.get("images", 0):
+        if not sums.clips:
             raise DataError("object images: there is no held-out image to evaluate on; raise eval.clips.")
-        numbers = {
-            name.removesuffix("/sum"): float(total / sums[name.replace("/sum", "/count")])
-            for name, total in sums.items()
-            if name.endswith("/sum") and sums[name.replace("/sum", "/count")]
-        }
-        table = _tables(numbers, int(sums["images"]), model.config)
-        (folder / "table.json").write_text(json.dumps(table, indent=1) + "\n")
+        numbers = {name: float(value) for name, value in sums.means().items()}
+        write_table(folder, _tables(numbers, sums.clips, model.config))
         if drawn:
             write_png(folder / "objects.png", object_grid(drawn, threshold=self.config.threshold))
             write_png(folder / "segments.png", segment_grid(drawn))
@@ -282,9 +262,7 @@ def _tables(numbers: Mapping[str, float], images: int, config: Any) -> dict[str,
         )
     known = {*SegmentationScores._fields}
     rest = [
-        {"name": n.replace("_", " "), "value": v if np.isfinite(v) else None}
-        for n, v in numbers.items()
-        if "/" not in n and n not in known
+        {"name": n.replace("_", " "), "value": v} for n, v in numbers.items() if "/" not in n and n not in known
     ]
     notes = [f"PSNR in dB. Values of pixels run from {config.low:g} to {config.high:g}."]
     if not tables:

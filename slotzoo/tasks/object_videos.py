@@ -14,7 +14,6 @@ tracks, J&F).
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, UInt8
 
 from slotzoo.errors import ConfigError, DataError
-from slotzoo.metrics.sums import sum_over_processes
 from slotzoo.metrics.tracking import TrackScores, track_scores
 from slotzoo.models.objects import TrackOutput
 from slotzoo.ops import batch_map
-from slotzoo.prng import stream
+from slotzoo.tasks.clip_sums import ClipSums
 from slotzoo.tasks.follow import (
     conditions_of,
     emptied,
@@ -40,6 +38,7 @@ from slotzoo.tasks.follow import (
     partners,
     targets_of,
 )
+from slotzoo.tasks.held_out import held_out, write_table
 from slotzoo.tasks.pixels import to_range
 from slotzoo.tasks.plain import AbstractPlainTask, mean_loss
 from slotzoo.viz import write_png, write_video
@@ -118,41 +117,23 @@ class ObjectVideosTask(AbstractPlainTask):
         every clip drawn, a video of what was found and one of the slots.
         """
         del frozen, step
-        sums: dict[str, np.ndarray] = {}
-        drawn: list[Track] = []
-        for number, batch in enumerate(batches):
-            if should_stop():
-                break
-            count = len(batch["video"])
-            valid = np.asarray(batch.get("valid", np.ones(count, bool)))
-            clips = {name: jnp.asarray(value) for name, value in batch.items() if name != "valid"}
-            keys = jax.random.split(stream(key, "clips", number), count)
-            values = _measure(model, clips, keys, self.config.chunk, self.config.most_objects)
-            for name, value in values.items():
-                value = np.asarray(value, np.float64)[valid]
-                if name.rpartition("/")[2] in TrackScores._fields:
-                    value = value[np.isfinite(value)]  # NaN where it is not defined; of a loss NaN is a result
-                for what, total in ((f"{name}/sum", value.sum()), (f"{name}/count", value.size)):
-                    sums[what] = np.asarray(sums.get(what, 0.0) + total)
-            sums["clips"] = np.asarray(sums.get("clips", 0.0) + valid.sum())
-            missing = self.config.pictures - len(drawn) if jax.process_index() == 0 else 0
-            few = np.flatnonzero(valid)[: max(missing, 0)]
+        sums, drawn = ClipSums(TrackScores._fields), []
+        for batch in held_out(batches, key=key, name="clips", should_stop=should_stop):
+            clips = {name: jnp.asarray(value) for name, value in batch.fields.items()}
+            values = _measure(model, clips, batch.keys, self.config.chunk, self.config.most_objects)
+            sums.add(values, batch.valid)
+            few = batch.to_draw(self.config.pictures - len(drawn))
             if len(few):
-                chosen = {name: np.asarray(value)[few] for name, value in batch.items() if name != "valid"}
-                drawn += self.tracks(model, chosen, keys[few])
+                chosen = {name: np.asarray(value)[few] for name, value in batch.fields.items()}
+                drawn += self.tracks(model, chosen, batch.keys[few])
         # Each process measured its own clips. All come here, a stopped one too: none waits for another forever.
-        sums = sum_over_processes(sums)
+        sums = sums.over_processes()
         if should_stop():
             return {}
-        if not sums.get("clips", 0):
+        if not sums.clips:
             raise DataError("object videos: there is no held-out clip to evaluate on; raise eval.clips.")
-        numbers = {
-            name.removesuffix("/sum"): float(total / sums[name.replace("/sum", "/count")])
-            for name, total in sums.items()
-            if name.endswith("/sum") and sums[name.replace("/sum", "/count")]
-        }
-        table = tables(numbers, int(sums["clips"]), self.config.chunk)
-        (folder / "table.json").write_text(json.dumps(table, indent=1) + "\n")
+        numbers = {name: float(value) for name, value in sums.means().items()}
+        write_table(folder, tables(numbers, sums.clips, self.config.chunk))
         self.draw(drawn, folder)
         named = {name.replace("authors/", "authors_"): value for name, value in numbers.items()}
         # The baselines, whose names have a prefix, do not change: they stand in the table.
@@ -329,7 +310,7 @@ def tables(numbers: Mapping[str, float], clips: int, chunk: int) -> dict[str, An
             better = dict.fromkeys(columns, "higher")
             made.append({"title": title, "columns": columns, "better": better, "rows": rows, "notes": notes})
     rest = [
-        {"name": name.replace("_", " "), "value": value if np.isfinite(value) else None}
+        {"name": name.replace("_", " "), "value": value}
         for name, value in numbers.items()
         if "/" not in name and name not in TITLES
     ]

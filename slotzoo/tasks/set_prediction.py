@@ -7,7 +7,6 @@ where there is none.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,12 @@ from slotzoo.losses import hungarian_loss, pairwise_huber
 from slotzoo.metrics.detection import THRESHOLDS, average_precision
 from slotzoo.metrics.sums import sum_over_processes
 from slotzoo.ops import batch_map
-from slotzoo.prng import stream
+from slotzoo.tasks.held_out import held_out, write_table
 from slotzoo.tasks.pixels import to_range
 from slotzoo.tasks.plain import AbstractPlainTask
 from slotzoo.viz import write_png
 from slotzoo.viz.images import comfortable_scale, enlarge, write_text
+from slotzoo.viz.strips import stacked
 
 
 # In the order of the targets' one-hot groups.
@@ -102,20 +102,16 @@ class SetPredictionTask(AbstractPlainTask):
         found: dict[str, np.ndarray] = {}
         rows: list[np.ndarray] = []
         process = jax.process_index()
-        for number, batch in enumerate(batches):
-            if should_stop():
-                break
-            count = len(batch["image"])
-            valid = np.asarray(batch.get("valid", np.ones(count, bool)))
-            batch_key = stream(key, "set", number)
-            arrays = {name: jnp.asarray(batch[name]) for name in ("image", "targets")}
-            loss, predictions = _measure(model, arrays, jax.random.split(batch_key, count))
+        dealt_out = held_out(batches, key=key, name="set", should_stop=should_stop)
+        for number, batch in enumerate(dealt_out):
+            arrays = {name: jnp.asarray(batch.fields[name]) for name in ("image", "targets")}
+            loss, predictions = _measure(model, arrays, batch.keys)
             place = f"{number:08d}/{process:08d}"
-            found[f"loss/{place}"] = np.asarray(loss)[valid]
-            found[f"predictions/{place}"] = np.asarray(predictions, np.float32)[valid]
-            found[f"targets/{place}"] = np.asarray(batch["targets"], np.float32)[valid]
-            for i in np.flatnonzero(valid)[: self.config.pictures - len(rows)]:
-                rows.append(_picture(np.asarray(batch["image"][i]), np.asarray(predictions)[i]))
+            found[f"loss/{place}"] = np.asarray(loss)[batch.valid]
+            found[f"predictions/{place}"] = np.asarray(predictions, np.float32)[batch.valid]
+            found[f"targets/{place}"] = np.asarray(arrays["targets"], np.float32)[batch.valid]
+            for i in batch.to_draw(self.config.pictures - len(rows)):
+                rows.append(_picture(np.asarray(arrays["image"][i]), np.asarray(predictions)[i]))
         # The names of two processes differ, so their sum holds what both found.
         found = sum_over_processes(found)
         if should_stop():
@@ -140,11 +136,9 @@ class SetPredictionTask(AbstractPlainTask):
             ],
             "notes": ["Distances in the units of CLEVR's scenes, in which the table is 6 wide."],
         }
-        (folder / "table.json").write_text(json.dumps(table, indent=1) + "\n")
+        write_table(folder, table)
         if rows:
-            width = max(row.shape[1] for row in rows)
-            padded = [np.pad(r, ((0, 4), (0, width - r.shape[1]), (0, 0)), constant_values=255) for r in rows]
-            write_png(folder / "predictions.png", np.concatenate(padded))
+            write_png(folder / "predictions.png", stacked(rows))
         names = ["ap" if np.isinf(t) else f"ap_{t:g}" for t in self.config.thresholds]
         numbers = {name: float(value) for name, value in zip(names, scores, strict=True)}
         return {"loss": float(np.concatenate(joined["loss"]).mean())} | numbers

@@ -7,7 +7,6 @@ the face of a model. Batches hold `video` and, where the data set has them, `mas
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -22,12 +21,12 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 from slotzoo.errors import ConfigError, DataError
 from slotzoo.metrics.segmentation import labels_of_masks, segmentation_scores
 from slotzoo.ops import batch_map
-from slotzoo.prng import stream
 from slotzoo.tasks.clip_sums import ClipSums
+from slotzoo.tasks.held_out import held_out, write_table
 from slotzoo.tasks.plain import AbstractPlainTask
 from slotzoo.tasks.slot_batches import clip_loss, examples
 from slotzoo.viz import colour_labels, write_png
-from slotzoo.viz.strips import labelled_rows
+from slotzoo.viz.strips import labelled_rows, stacked
 
 
 LEAST_ERROR = 1e-10
@@ -98,22 +97,17 @@ class SlotPicturesTask(AbstractPlainTask):
         del frozen
         partial = tuple(f"{prefix}{name}" for prefix in ("", "attention_") for name in SEGMENTS)
         sums, drawn = ClipSums((*partial, "color_accuracy")), []
-        for number, batch in enumerate(batches):
-            if should_stop():
-                break
-            count = len(batch["video"])
-            valid = np.asarray(batch.get("valid", np.ones(count, bool)))
-            keys = jax.random.split(stream(key, "clips", number), count)
-            arrays = {name: jnp.asarray(value) for name, value in batch.items() if name != "valid"}
-            missing = self.config.pictures - len(drawn) if jax.process_index() == 0 else 0
-            options = (self.config.most_objects, missing > 0)
-            values, made = _measure(model, arrays, keys, jnp.asarray(step), *options)
-            sums.add({name: np.asarray(value) for name, value in values.items()}, valid)
+        for batch in held_out(batches, key=key, name="clips", should_stop=should_stop):
+            arrays = {name: jnp.asarray(value) for name, value in batch.fields.items()}
+            few = batch.to_draw(self.config.pictures - len(drawn))
+            options = (self.config.most_objects, len(few) > 0)
+            values, made = _measure(model, arrays, batch.keys, jnp.asarray(step), *options)
+            sums.add(values, batch.valid)
             if made is not None:
                 shown = {name: np.asarray(value) for name, value in made.items()}
-                for i in np.flatnonzero(valid)[:missing]:
+                for i in few:
                     one = {name: value[i] for name, value in shown.items()}
-                    drawn.append(self._draw(np.asarray(batch["video"][i]), one, model.config))
+                    drawn.append(self._draw(np.asarray(batch.fields["video"][i]), one, model.config))
         # Each process measured its own clips. All come here, a stopped one too: none waits for another forever.
         sums = sums.over_processes()
         if should_stop():
@@ -121,13 +115,9 @@ class SlotPicturesTask(AbstractPlainTask):
         if not sums.clips:
             raise DataError("pictures of slots: there is no held-out clip to evaluate on; raise eval.clips.")
         numbers = {name: float(value) for name, value in sums.means().items()}
-        (folder / "table.json").write_text(
-            json.dumps(_tables(numbers, sums.clips, model.config), indent=1) + "\n"
-        )
+        write_table(folder, _tables(numbers, sums.clips, model.config))
         if drawn:
-            width = max(row.shape[1] for row in drawn)
-            padded = [np.pad(r, ((0, 6), (0, width - r.shape[1]), (0, 0)), constant_values=255) for r in drawn]
-            write_png(folder / "clips.png", np.concatenate(padded))
+            write_png(folder / "clips.png", stacked(drawn, gap=6))
         # The baselines, whose names have a prefix, do not change: they stand in the table.
         return {name: value for name, value in numbers.items() if "/" not in name}
 

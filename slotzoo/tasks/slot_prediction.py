@@ -7,7 +7,6 @@ which those up to the last given one are predicted from true frames and the othe
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from slotzoo.errors import ConfigError, DataError
 from slotzoo.metrics.protocol import VideoProtocol
 from slotzoo.ops import batch_map
 from slotzoo.tasks.clip_sums import ClipSums
+from slotzoo.tasks.held_out import write_table
 from slotzoo.tasks.pixels import to_range
 from slotzoo.tasks.plain import AbstractPlainTask
 from slotzoo.tasks.slot_batches import clip_loss
@@ -115,7 +115,7 @@ class SlotPredictionTask(AbstractPlainTask):
             numbers |= {f"{r.name}/mse": float(after.mean()), f"{r.name}/mse_last": float(after[-1])}
             numbers[f"{r.name}/mse_next"] = float(found["model"][: r.context].mean())
             numbers |= {f"{r.name}/{k}": v for k, v in protocol.scalars().items() if "/" not in k}
-        (folder / "table.json").write_text(json.dumps({"tables": tables}, indent=1) + "\n")
+        write_table(folder, {"tables": tables})
         return {name: float(value) for name, value in numbers.items()}
 
 

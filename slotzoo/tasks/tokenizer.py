@@ -6,7 +6,6 @@ optimiser step serves both.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from slotzoo.models.kl_vae import KLVAE, Gaussian, KLVAEOutput
 from slotzoo.models.vqgan import VQGAN, Discriminator, VQGANConfig, VQGANOutput
 from slotzoo.nn.quantize import histogram, perplexity, usage
 from slotzoo.ops import batch_map
+from slotzoo.tasks.held_out import write_table
 from slotzoo.tasks.pixels import to_float
 from slotzoo.viz import labelled_rows, write_png
 
@@ -246,7 +246,7 @@ class TokenizerTask:
             write_png(folder / "reconstructions.png", labelled_rows(strip, value_range=(0.0, 1.0)))
         config = model.generator.config
         table = _table(rows, config.n_embed if isinstance(config, VQGANConfig) else None)
-        (folder / "table.json").write_text(json.dumps(table, indent=1) + "\n")
+        write_table(folder, table)
         baselines = {f"{name}_psnr": rows[name]["psnr"] for name in ("mean_frame", "mean_colour")}
         return rows["tokenizer"] | baselines
 

@@ -8,7 +8,6 @@ continues a context.
 import contextlib
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -29,6 +28,7 @@ from slotzoo.metrics.sums import sum_over_processes
 from slotzoo.ops import batch_map
 from slotzoo.prng import stream
 from slotzoo.tasks.first_stage import FirstStage
+from slotzoo.tasks.held_out import write_table
 from slotzoo.tasks.pixels import to_bytes, to_float
 from slotzoo.tasks.plain import AbstractPlainTask
 from slotzoo.viz import prediction_strip, side_by_side, write_png, write_video
@@ -175,7 +175,7 @@ class VideoPredictionTask(AbstractPlainTask):
             table = protocol.table(f"Rollout: {r.title}")
             timing = clocks[r].milliseconds()
             tables.append({**table, "rollout": r.name, "ms_per_frame": timing})
-        (folder / "table.json").write_text(json.dumps({"tables": tables}, indent=1) + "\n")
+        write_table(folder, {"tables": tables})
         numbers = dict(one_step)
         for r, protocol in protocols.items():
             # The baselines, whose names have a prefix, do not change: they stand in the table.

@@ -72,6 +72,15 @@ def labelled_rows(
     return canvas
 
 
+def stacked(
+    pictures: Sequence[UInt8[np.ndarray, "_height _width 3"]], *, gap: int = 4
+) -> UInt8[np.ndarray, "tall wide 3"]:
+    """Pictures of any widths below each other, on white."""
+    width = max(picture.shape[1] for picture in pictures)
+    padded = [np.pad(p, ((0, gap), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in pictures]
+    return np.concatenate(padded)
+
+
 def prediction_strip(
     truth: Shaped[np.ndarray, "time height width channel"],
     predictions: Mapping[str, Shaped[np.ndarray, "_predicted_time height width channel"]],

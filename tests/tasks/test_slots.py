@@ -14,7 +14,6 @@ from slotzoo.data.synthetic.balls import PALETTE as BALL_COLOURS, BlinkingColorB
 from slotzoo.errors import ConfigError, DataError
 from slotzoo.models import create_model, model_config
 from slotzoo.models.registry import tiny
-from slotzoo.tasks.clip_sums import ClipSums
 from slotzoo.tasks.localisation import LocalisationTask
 from slotzoo.tasks.slot_batches import cut, examples
 from slotzoo.tasks.slot_pictures import PALETTE, SlotPicturesConfig, SlotPicturesTask
@@ -102,18 +101,6 @@ def test_missing_fields_are_named():
             examples(batch, Config(target))
     ranged = examples({"video": np.full((1, 2, 4, 4, 3), 255, np.uint8)}, Config("video", -1.0, 1.0))
     assert ranged["video"].max() == 1
-
-
-def test_sums_leave_out_what_is_not_defined():
-    sums = ClipSums(("score",))
-    valid = np.asarray([True, True, False])
-    sums.add({"score": np.asarray([1.0, np.nan, 5.0]), "curve": np.asarray([[0, 1], [2, 3], [9, 9]])}, valid)
-    sums.add({"score": np.asarray([np.nan]), "curve": np.asarray([[4, 5]])}, np.asarray([True]))
-    means = sums.over_processes().means()
-    assert sums.clips == 3 and means["score"] == 1 and means["curve"].tolist() == [2, 3]
-    lost = ClipSums()
-    lost.add({"loss": np.asarray([np.nan, 1.0])}, np.asarray([True, True]))
-    assert np.isnan(lost.means()["loss"])  # of a loss, NaN is a result
 
 
 @pytest.fixture(scope="module")
