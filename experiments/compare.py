@@ -29,9 +29,10 @@ class Measured:
 def compare(config: DictConfig) -> int:
     """Print and write a table per kind of evaluation, a row per run, and a picture of every per-frame curve."""
     from experiments import build, validate
-    from experiments.folder import RunFolder, write_text
+    from experiments.folder import RunFolder
     from experiments.schema import CompareSettings
     from slotzoo.errors import ConfigError
+    from slotzoo.files import write_text
     from slotzoo.viz.plots import write_plot
     from slotzoo.viz.report import write_tables
     from slotzoo.viz.tables import read_tables, text_tables

@@ -15,8 +15,9 @@ def evaluate(config: DictConfig) -> int:
     from pathlib import Path
 
     from experiments import build, validate
-    from experiments.folder import RunFolder, write_text
+    from experiments.folder import RunFolder
     from experiments.schema import EvaluateSettings
+    from slotzoo.files import write_text
     from slotzoo.train.signals import STOPPED_EXIT_CODE
     from slotzoo.viz.tables import text_tables
 
@@ -54,8 +55,9 @@ def evaluate_run(asked, folder):
     import jax
 
     from experiments import build
-    from experiments.folder import free, write_text
+    from experiments.folder import free
     from experiments.run import open_run
+    from slotzoo.files import write_text
     from slotzoo.prng import stream
     from slotzoo.train.mesh import shard_batch
     from slotzoo.train.signals import Signals

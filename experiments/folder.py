@@ -3,7 +3,6 @@
 import dataclasses
 import fcntl
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -24,6 +22,7 @@ from yaml import YAMLError
 from experiments import validate
 from experiments.schema import RunSettings
 from slotzoo.errors import ConfigError
+from slotzoo.files import write_text
 
 
 # What the same command may change when it goes on with a run. Everything else would make a different run.
@@ -172,25 +171,6 @@ def meet(where: str) -> None:
 def flat_settings(run: RunSettings) -> dict[str, Any]:
     """Settings as one mapping with dotted keys, for comparing two runs."""
     return validate.flat(dataclasses.asdict(run))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, sees the old text or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
-def write_npz(path: Path, **arrays: np.ndarray) -> None:
-    """Write compressed arrays so that a reader, or a crash, sees the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    try:
-        np.savez_compressed(temporary, allow_pickle=False, **arrays)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def free(path: Path) -> Path:

@@ -1,6 +1,7 @@
 """`python -m experiments.predict run=runs/NAME/seed0 images=folder/`: take pictures of your own apart into objects.
 
-With a run of SAVi or STATM: `video=clip.mp4 boxes=first_frame.json` follows the objects of a video of your own.
+With a run of SAVi or STATM: `video=clip.mp4 boxes=first_frame.json` follows the objects of a video of your own; one
+of OC-SlotSSM needs no boxes.
 """
 
 import hydra
@@ -26,10 +27,11 @@ def predict(config: DictConfig) -> int:
     import numpy as np
 
     from experiments import build, validate
-    from experiments.folder import RunFolder, free, write_npz
+    from experiments.folder import RunFolder, free
     from experiments.run import open_run
     from experiments.schema import PredictSettings
     from slotzoo.errors import ConfigError
+    from slotzoo.files import write_npz
     from slotzoo.prng import stream
     from slotzoo.tasks.object_images import ObjectImagesTask
     from slotzoo.tasks.object_videos import ObjectVideosTask
@@ -50,7 +52,7 @@ def predict(config: DictConfig) -> int:
     if not isinstance(task, ObjectImagesTask):
         raise ConfigError(
             f"run={asked.run}: a {opened.settings.task} run takes neither images nor videos apart; give one of Slot "
-            "Attention, SLATE, GNM, SAVi or STATM."
+            "Attention, SLATE, GNM, SAVi, STATM or OC-SlotSSM."
         )
     if asked.images is None:
         raise ConfigError(f"images is missing: {opened.settings.name} takes pictures; add images=FOLDER.")
@@ -106,15 +108,17 @@ def follow_video(asked, folder, opened) -> int:
 
     import jax
 
-    from experiments.folder import free, write_npz
+    from experiments.folder import free
     from slotzoo.errors import ConfigError
+    from slotzoo.files import write_npz
     from slotzoo.prng import stream
+    from slotzoo.tasks.follow import tracker
     from slotzoo.viz.clips import cropped_boxes, read_boxes, read_clip, read_segments
     from slotzoo.viz.images import write_png
     from slotzoo.viz.report import write_report
     from slotzoo.viz.tracks import track_arrays, track_strip, write_track
 
-    config = opened.module.config
+    config = tracker(opened.module).config
     if asked.video is None:
         raise ConfigError(
             f"video is missing: {opened.settings.name} follows objects in videos; add video=clip.mp4."

@@ -22,10 +22,11 @@ def sample(config: DictConfig) -> int:
     import jax
 
     from experiments import build, validate
-    from experiments.folder import RunFolder, write_npz
+    from experiments.folder import RunFolder
     from experiments.run import open_run
     from experiments.schema import SampleSettings
     from slotzoo.errors import ConfigError
+    from slotzoo.files import write_npz
     from slotzoo.prng import stream
     from slotzoo.tasks.video_prediction import Rollout, VideoPredictionTask, draw_clip
     from slotzoo.train.mesh import shard_batch
@@ -89,7 +90,7 @@ def sample(config: DictConfig) -> int:
 
 def _place(path: Path, asked: Any) -> Path:
     """`path`, `path_2`, ...: the first that is new or was made by the same command, which `asked.json` in it says."""
-    from experiments.folder import write_text
+    from slotzoo.files import write_text
 
     values = {
         name: value for name, value in dataclasses.asdict(asked).items() if name not in ("run", "plugins")

@@ -7,9 +7,10 @@ import pytest
 
 
 ROOT = pathlib.Path(__file__).parent.parent
-BASE = {"errors", "precision", "prng"}
+BASE = {"errors", "files", "precision", "prng"}
 ALLOWED = {
     "errors": set(),
+    "files": set(),
     "precision": set(),
     "prng": set(),
     "ops": BASE | {"ops"},

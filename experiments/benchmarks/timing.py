@@ -25,6 +25,8 @@ import jax
 import jax.numpy as jnp
 import jaxlib.version
 
+from slotzoo.files import write_text
+
 
 Program = tuple[Callable[..., Any], Sequence[Any]]
 
@@ -129,10 +131,9 @@ def write_results(folder: Path, suite: str, rows: list[dict[str, Any]], **extra:
     """Write `<folder>/<suite>_<device>.json` and return its path."""
     card = machine()
     path = folder / f"{suite}_{device_slug()}.json"
-    folder.mkdir(parents=True, exist_ok=True)
     date = time.strftime("%Y-%m-%d", time.gmtime())
     content = {"suite": suite, "date": date, "machine": card, **extra, "rows": _rounded(rows)}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_text(path, json.dumps(content, indent=1) + "\n")
     return path
 
 

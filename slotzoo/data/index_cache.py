@@ -1,11 +1,9 @@
 """What takes long to find out about a set of files, kept beside the caches under a complete key."""
 
-import contextlib
 import hashlib
 import json
 import logging
 import pathlib
-import secrets
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from slotzoo.errors import DataError
+from slotzoo.files import replacing
 
 
 log = logging.getLogger(__name__)
@@ -41,8 +40,7 @@ def remembered(cache: str | pathlib.Path | None, key: Sequence[Any], make: Calla
     if cache is None:
         return make()
     digest = hashlib.sha256(json.dumps([_VERSION, *key]).encode()).hexdigest()
-    folder = pathlib.Path(cache).expanduser() / "index"
-    path = folder / f"{digest[:24]}.npz"
+    path = pathlib.Path(cache).expanduser() / "index" / f"{digest[:24]}.npz"
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             columns = {name: file[name] for name in file.files}
@@ -52,14 +50,9 @@ def remembered(cache: str | pathlib.Path | None, key: Sequence[Any], make: Calla
         if not isinstance(error, FileNotFoundError):  # which it is the first time
             log.warning("%s cannot be used (%s); it is made again", path, error)
     columns = make()
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, key=np.asarray(digest), **columns)
-        temporary.replace(path)
     except OSError as error:
         log.warning("the index of %s is not kept: %s", key[0] if key else "the files", error)
-        with contextlib.suppress(OSError):
-            temporary.unlink()
     return columns

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import pathlib
-import secrets
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from slotzoo.data.sources.array_record import (
 )
 from slotzoo.data.spec import Source, View, check_record, frames_of, slice_time
 from slotzoo.errors import ConfigError, DataError
+from slotzoo.files import beside, write_text
 
 
 log = logging.getLogger(__name__)
@@ -35,21 +35,6 @@ _WRITER = "group_size:1,zstd:1"
 _SHARD_BYTES = 256 << 20  # before compression
 _CHUNK = 20  # frames: a short window out of a long clip should not cost the whole clip
 Progress = Callable[[int, int], None]
-
-
-def _temporary(path: pathlib.Path) -> pathlib.Path:
-    """A name beside `path` that no other process uses."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Write beside, flush to the disk, rename: a reader sees the old file or the new one, never a part."""
-    temporary = _temporary(path)
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 @contextlib.contextmanager
@@ -149,7 +134,7 @@ def _write_shard(path: pathlib.Path, clips: Iterator[_Clip]) -> dict[str, Any]:
     """Write, close, read back, flush to the disk, rename. An ArrayRecord that was not closed holds nothing."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    temporary = _temporary(path)
+    temporary = beside(path)
     frames: list[int] = []
     count = crc = 0
     try:
@@ -240,7 +225,7 @@ def prepare(
             "skipped": skipped,
         }
         with _disk(folder):
-            write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1))
+            write_text(folder / MANIFEST, json.dumps(manifest, indent=1), durable=True)
             for shard in shards:
                 (folder / f"{shard['file']}.json").unlink(missing_ok=True)
     return ArrayRecordSource(folder)
@@ -276,7 +261,7 @@ def _write_all(
             clips = _counted(reading.over(indices, lost), indices.start, total, progress)
             shard = {**_write_shard(path, clips), "skipped": lost}
             with _disk(folder):
-                write_atomically(note, json.dumps({**shard, "fingerprint": identity}))
+                write_text(note, json.dumps({**shard, "fingerprint": identity}), durable=True)
         progress(indices.stop, total)
         skipped += shard.pop("skipped")
         shards.append(shard)

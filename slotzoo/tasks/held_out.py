@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key, PRNGKeyArray
 
+from slotzoo.files import write_text
 from slotzoo.prng import stream
 
 
@@ -44,7 +45,7 @@ def held_out(
 
 def write_table(folder: Path, table: Mapping[str, Any]) -> None:
     """Write `table.json`: `{"tables": [...]}` or a single table, as `slotzoo.viz.tables` reads them."""
-    (folder / "table.json").write_text(json.dumps(_plain(table), indent=1, allow_nan=False) + "\n")
+    write_text(folder / "table.json", json.dumps(_plain(table), indent=1, allow_nan=False) + "\n")
 
 
 def _plain(value: Any) -> Any:

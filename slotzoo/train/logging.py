@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 
 from slotzoo.errors import CheckpointError, ConfigError
+from slotzoo.files import write_text
 
 
 log = logging.getLogger(__name__)
@@ -70,10 +70,7 @@ class RunLogger:
         if not self.main or not self.path.exists():
             return
         kept = [line for line in self._read() if line["step"] <= step]
-        # A new file under the old name, so that a kill here leaves the one or the other.
-        fresh = self.path.with_suffix(".tmp")
-        fresh.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(fresh, self.path)
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def metrics(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         """Append a line of numbers."""

@@ -1,7 +1,6 @@
 """Arrays to pictures: value ranges, enlargement, labels, PNG files."""
 
 import io
-import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from slotzoo.errors import ShapeError
+from slotzoo.files import write_bytes
 
 
 # Okabe and Ito's colours that a reader with any colour vision tells apart.
@@ -119,19 +119,6 @@ def png_bytes(image: Shaped[np.ndarray, "height width channel"]) -> bytes:
 def write_png(path: str | Path, image: Shaped[np.ndarray, "height width channel"]) -> Path:
     """Write an image (uint8, or float in [0, 1]) as PNG; a reader never sees half a file."""
     return write_bytes(path, png_bytes(image))
-
-
-def write_bytes(path: str | Path, content: bytes) -> Path:
-    """Write a file under a temporary name and rename it, making its folder."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
 
 
 @lru_cache(maxsize=8)

@@ -12,8 +12,8 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+from slotzoo.files import write_text
 from slotzoo.viz import curves
-from slotzoo.viz.images import write_bytes
 from slotzoo.viz.records import VIDEOS, Evaluation, RunRecords, flatten, read_run, readable
 from slotzoo.viz.tables import Table, format_value
 
@@ -53,13 +53,13 @@ def write_report(
         *_history(records.evaluations[:-1], media),
         *_about(records),
     ]
-    return write_bytes(folder / "report.html", _page(title, "".join(body)).encode())
+    return write_text(folder / "report.html", _page(title, "".join(body)))
 
 
 def write_tables(path: str | Path, title: str, tables: Sequence[Table]) -> Path:
     """Write tables and their curves as one HTML file that needs no other; returns its path."""
     body = f"<header><h1>{escape(title)}</h1></header>{''.join(_table(table) for table in tables)}"
-    return write_bytes(path, _page(title, body).encode())
+    return write_text(path, _page(title, body))
 
 
 def _page(title: str, body: str) -> str:

@@ -11,6 +11,7 @@ from jaxtyping import Shaped, UInt8
 from PIL import Image
 
 from slotzoo.errors import DataError, ShapeError
+from slotzoo.files import write_bytes
 from slotzoo.viz.images import (
     CONTEXT,
     PAPER,
@@ -21,7 +22,6 @@ from slotzoo.viz.images import (
     enlarge,
     text_width,
     to_uint8,
-    write_bytes,
     write_text,
 )
 from slotzoo.viz.strips import whole_clip

@@ -7,8 +7,6 @@ is named in it is imported or called, and the file it points to lies in the card
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Container
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +18,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from slotzoo.errors import ConfigError, WeightsError
+from slotzoo.files import write_bytes, write_text
 from slotzoo.models import create_model, model_config
 from slotzoo.weights.leaves import fill, named_leaves
 
@@ -67,7 +66,6 @@ def save_weights(
     """
     path = _weights_path(path)
     arrays = {key: np.asarray(leaf, order="C") for key, leaf in named_leaves(model).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = safetensors.numpy.save(arrays, metadata={"format": f"slotzoo-{FORMAT}"})
     card = WeightsCard(
         model=name,
@@ -79,8 +77,8 @@ def save_weights(
         sha256=hashlib.sha256(content).hexdigest(),
         parameters=sum(int(a.size) for a in arrays.values()),
     )
-    _replace(path, content)
-    _replace(card_path(path), (json.dumps(dataclasses.asdict(card), indent=1) + "\n").encode())
+    write_bytes(path, content, durable=True)
+    write_text(card_path(path), json.dumps(dataclasses.asdict(card), indent=1) + "\n", durable=True)
     return card_path(path)
 
 
@@ -195,17 +193,3 @@ def _plain_config(config: Any) -> dict[str, Any]:
         raise WeightsError(
             f"the config {type(config).__name__} holds more than plain values: {error}."
         ) from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's own mode lets nobody else read it
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
