@@ -46,13 +46,47 @@ def hippo(size: int, blocks: int = 1, conjugate: bool = True) -> Hippo:
     block, rest = divmod(size, blocks)
     if rest or block % 2:
         raise ValueError(f"a state of size {size} cannot be split into {blocks} blocks of equal, even size")
-    normal = normal_matrix(block)
-    real = np.mean(np.diagonal(normal))
-    imaginary, vectors = np.linalg.eigh(-1j * normal)
-    half = block // 2 if conjugate else block
-    eye = np.eye(blocks)
-    vectors = np.kron(eye, vectors[:, :half])
-    return Hippo(np.tile(real + 1j * imaginary[:half], blocks), vectors, vectors.conj().T)
+    rates, vectors = _normal_modes(block)
+    eigenvalues = -0.5 - 1j * rates[::-1]
+    vectors = vectors[:, ::-1]
+    if not conjugate:
+        eigenvalues = np.concatenate([eigenvalues, eigenvalues[::-1].conj()])
+        vectors = np.concatenate([vectors, vectors[:, ::-1].conj()], 1)
+    vectors = np.kron(np.eye(blocks), vectors)
+    return Hippo(np.tile(eigenvalues, blocks), vectors, vectors.conj().T)
+
+
+def _normal_modes(size: int) -> tuple[Float64[np.ndarray, " half"], Complex128[np.ndarray, "{size} half"]]:
+    """The positive w in ascending order, and unit v with `normal_matrix(size) v = (-1/2 - i w) v`, v_0 > 0.
+
+    The matrix is `-1/2 I + S`, `S_nk = sign(k - n) p_n p_k / 2`. Differences of neighbouring rows of `S v = -i w v`
+    tie each entry of v to the next by a factor that w alone sets, and with `a_n = arctan(2 w / p_n^2)`
+
+        v_n = (-1)^n cos(a_n) / p_n * exp(-i (a_0 - 2 (a_0 + ... + a_{n-1}) - a_n)),
+        a_0 + ... + a_{size-1} = (m + 1/2) pi,  m = 0, 1, ..., size/2 - 1.
+
+    The sum grows with w, so that each m has one w, and half its slope is the square of the length of v. Newton's
+    method therefore takes O(size^2) where a general eigensolver takes O(size^3): of 2048, a tenth of a second.
+    """
+    squares = 1.0 + 2 * np.arange(size)
+    wanted = (np.arange(size // 2) + 0.5) * np.pi
+
+    def angles(w: np.ndarray) -> np.ndarray:
+        return np.arctan(2 * w[None, :] / squares[:, None])
+
+    # The sum is at most w times its slope at 0, and at least size pi / 2 - size^2 / (2 w). A line between points
+    # of a logarithmic grid is right to a thousandth, which Newton's steps square.
+    grid = np.geomspace(np.pi / 4 / np.sum(1 / squares), size**2 / np.pi, 256)
+    log_w = np.interp(wanted, angles(grid).sum(0), np.log(grid))
+    for _ in range(4):
+        a = angles(np.exp(log_w))
+        log_w += (wanted - a.sum(0)) / (np.sin(2 * a) / 2).sum(0)
+    w = np.exp(log_w)
+    a = angles(w)
+    phase = a[:1] - 2 * np.cumsum(a, 0) + a
+    signs = np.where(np.arange(size) % 2, -1.0, 1.0)
+    vectors = (signs / np.sqrt(squares))[:, None] * np.cos(a) * np.exp(-1j * phase)
+    return w, vectors / np.linalg.norm(vectors, axis=0)
 
 
 def input_planes(

@@ -147,6 +147,19 @@ def test_hippo_is_diagonalised():
         hippo(10, 3)
 
 
+@pytest.mark.parametrize("size", [2, 128])
+def test_hippo_is_what_an_eigensolver_finds(size):
+    basis, normal = hippo(size, conjugate=False), normal_matrix(size)
+    assert_close(basis.eigenvalues.imag, np.linalg.eigvalsh(-1j * normal), rtol=1e-10, what="eigenvalues")
+    assert np.abs(basis.inverse @ basis.vectors - np.eye(size)).max() < 1e-12
+    # The largest eigenvalue is the scale of what rounding leaves.
+    left = normal @ basis.vectors - basis.vectors * basis.eigenvalues
+    assert np.abs(left).max() < 1e-12 * np.abs(basis.eigenvalues).max()
+    half = hippo(size)
+    np.testing.assert_array_equal(half.vectors, basis.vectors[:, : size // 2])
+    np.testing.assert_array_equal(half.eigenvalues, basis.eigenvalues[: size // 2])
+
+
 def test_clipped_eigenvalues_decay(key):
     layer = ConvSSM(4, 4, clip_eigenvalues=True, groups=2, key=key)
     layer = eqx.tree_at(lambda m: m.lambda_re, layer, jnp.asarray([0.5, -0.5]))
