@@ -1,6 +1,5 @@
 """`python -m experiments.benchmark suite=linear_scan`: measure, print a table, write JSON by device."""
 
-import hydra
 from omegaconf import DictConfig
 
 from experiments import cli
@@ -55,15 +54,7 @@ def benchmark(config: DictConfig) -> int:
     return 0
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark")
-def _main(config: DictConfig) -> None:
-    with cli.sentences():
-        raise SystemExit(benchmark(config))
-
-
-def main() -> None:
-    cli.prepare("benchmark")
-    _main()
+main = cli.command("benchmark", benchmark)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""What every command shares: one sentence instead of a traceback, and the exit codes."""
+"""What every command shares: how it starts, one sentence instead of a traceback, and the exit codes."""
 
 import contextlib
 import errno
 import sys
 import time
 from collections.abc import Callable, Iterator
+
+import hydra
+from omegaconf import DictConfig
 
 from experiments import schema, validate
 from slotzoo.errors import ConfigError, NonFiniteError, SlotzooError
@@ -16,11 +19,23 @@ EXIT_FAILED = 3  # data, checkpoint, weights: the sentence says what to do
 EXIT_NONFINITE = 4  # the loss became NaN or infinite; the last good checkpoint is kept
 
 
-def prepare(command: str) -> None:
-    """Register the schemas and check the command line's keys before Hydra composes anything."""
-    schema.register()
-    with sentences():
-        sys.argv[1:] = validate.check_overrides(command, sys.argv[1:])
+def command(name: str, run: Callable[[DictConfig], int]) -> Callable[[], None]:
+    """The `main` of `python -m experiments.<name>`: it composes `conf/<name>.yaml` with what was typed, and exits with
+    what `run` returns.
+    """
+
+    @hydra.main(version_base="1.3", config_path=str(validate.CONF.absolute()), config_name=name)
+    def composed(config: DictConfig) -> None:
+        with sentences():
+            raise SystemExit(run(config))
+
+    def main() -> None:
+        schema.register()
+        with sentences():  # before Hydra sees them: its messages advise what would hide a mistake
+            sys.argv[1:] = validate.check_overrides(name, sys.argv[1:])
+        composed()
+
+    return main
 
 
 @contextlib.contextmanager

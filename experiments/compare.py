@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
 from experiments import cli
@@ -234,15 +233,7 @@ def _speed(path: Path, until: int) -> dict[str, float]:
     return {"ms per step": 1000 / sorted(speeds)[len(speeds) // 2]} if speeds else {}
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="compare")
-def _main(config: DictConfig) -> None:
-    with cli.sentences():
-        raise SystemExit(compare(config))
-
-
-def main() -> None:
-    cli.prepare("compare")
-    _main()
+main = cli.command("compare", compare)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """`python -m experiments.convert source=PATH out=FILE.safetensors`: read a published checkpoint, write weights."""
 
-import hydra
 from omegaconf import DictConfig
 
 from experiments import cli
@@ -54,15 +53,7 @@ def convert(config: DictConfig) -> int:
     return 0
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="convert")
-def _main(config: DictConfig) -> None:
-    with cli.sentences():
-        raise SystemExit(convert(config))
-
-
-def main() -> None:
-    cli.prepare("convert")
-    _main()
+main = cli.command("convert", convert)
 
 
 if __name__ == "__main__":

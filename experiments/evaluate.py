@@ -3,7 +3,6 @@
 `run=runs/NAME` measures all its seeds, and adds their mean and standard error.
 """
 
-import hydra
 from omegaconf import DictConfig
 
 from experiments import cli
@@ -129,15 +128,7 @@ def tables_of(content):
     return content.get("tables", [content])
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
-def _main(config: DictConfig) -> None:
-    with cli.sentences():
-        raise SystemExit(evaluate(config))
-
-
-def main() -> None:
-    cli.prepare("evaluate")
-    _main()
+main = cli.command("evaluate", evaluate)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ With a run of SAVi or STATM: `video=clip.mp4 boxes=first_frame.json` follows the
 of OC-SlotSSM needs no boxes.
 """
 
-import hydra
 from omegaconf import DictConfig
 
 from experiments import cli
@@ -176,15 +175,7 @@ def image_size(config) -> tuple[int, int]:
     return config.resolution, getattr(config, "channels", None) or config.in_channels
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="predict")
-def _main(config: DictConfig) -> None:
-    with cli.sentences():
-        raise SystemExit(predict(config))
-
-
-def main() -> None:
-    cli.prepare("predict")
-    _main()
+main = cli.command("predict", predict)
 
 
 if __name__ == "__main__":

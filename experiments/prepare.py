@@ -3,7 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
 from experiments import cli
@@ -73,15 +72,7 @@ def prepare(config: DictConfig) -> int:
     return 0
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="prepare")
-def _main(config: DictConfig) -> None:
-    with cli.sentences():
-        raise SystemExit(prepare(config))
-
-
-def main() -> None:
-    cli.prepare("prepare")
-    _main()
+main = cli.command("prepare", prepare)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """`python -m experiments.report run=runs/NAME/seed0`: write the run's report.html again."""
 
-import hydra
 from omegaconf import DictConfig
 
 from experiments import cli
@@ -22,15 +21,7 @@ def report(config: DictConfig) -> int:
     return 0
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="report")
-def _main(config: DictConfig) -> None:
-    with cli.sentences():
-        raise SystemExit(report(config))
-
-
-def main() -> None:
-    cli.prepare("report")
-    _main()
+main = cli.command("report", report)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
 from experiments import cli
@@ -107,15 +106,7 @@ def _place(path: Path, asked: Any) -> Path:
     return candidate
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="sample")
-def _main(config: DictConfig) -> None:
-    with cli.sentences():
-        raise SystemExit(sample(config))
-
-
-def main() -> None:
-    cli.prepare("sample")
-    _main()
+main = cli.command("sample", sample)
 
 
 if __name__ == "__main__":
