@@ -44,6 +44,7 @@ from slotzoo.models.slotssm import (
     SlotSSMState as SlotSSMState,
 )
 from slotzoo.models.slotssm_config import SlotSSMConfig as SlotSSMConfig
+from slotzoo.models.slotssm_tracker import SlotSSMTracker as SlotSSMTracker
 from slotzoo.models.statm import STATMConfig as STATMConfig, statm as statm
 from slotzoo.models.teco import TECO as TECO
 from slotzoo.models.teco_config import TECOConfig as TECOConfig

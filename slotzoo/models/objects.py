@@ -1,6 +1,7 @@
 """What the models of objects in images and in videos share."""
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Array, Float
 
@@ -28,3 +29,19 @@ class TrackOutput(NamedTuple):
     # How the last step of the slots shared each token of the encoder among them: sums to 1 over slots.
     attention: Float[Array, "*time slot token"] | None
     state: Any  # to carry on with: of the model's own kind
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackerConfig:
+    """What a tracking model without hints says of itself, where its own configuration has other words for it."""
+
+    height: int
+    width: int
+    num_slots: int
+    targets: tuple[str, ...]  # that are predicted: flow, rgb, depth
+    low: float = 0.0  # of a black pixel
+    high: float = 1.0  # of a white one
+    conditioning: None = None
+    # What the loss is of the squared errors of a clip: "mean" is over times and places, "each" over channels too.
+    reduction: Literal["sum", "mean", "each"] = "each"
+    longest: int | None = None  # frames that it can follow; None for any number

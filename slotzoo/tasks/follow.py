@@ -6,6 +6,8 @@ A tracking model has the face of `slotzoo.models.objects.TrackOutput`:
     model.init_state(conditions, key=...) -> state
     model(video, conditions, state=..., key=...) -> TrackOutput
     model.config.conditioning, .targets, .low, .high
+
+`tracker` makes one of a SlotSSM.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,11 +15,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from slotzoo.errors import DataError
+from slotzoo.errors import DataError, ShapeError
 from slotzoo.losses import reconstruction_loss
 from slotzoo.metrics.segmentation import labels_of_masks
+from slotzoo.models.slotssm import SlotSSM
+from slotzoo.models.slotssm_tracker import SlotSSMTracker
 from slotzoo.tasks.pixels import to_range
 
 
@@ -27,6 +32,22 @@ class Followed(NamedTuple):
     labels: Int[Array, "time height width"]  # the slot with the largest mask
     shares: Float[Array, " slot"]  # of all points of the clip that the slot wins
     errors: dict[str, Float[Array, ""]]  # of each target, the sum of squares over the clip
+    looks: Int[Array, "time height width"] | None  # the slot that the token of the place went to most
+
+
+def tracker(model: Any) -> Any:
+    """The model with the face above. **Raises** ConfigError for a SlotSSM that does not paint slot by slot."""
+    return SlotSSMTracker(model) if isinstance(model, SlotSSM) else model
+
+
+def check_length(frames: int, config: Any) -> None:
+    """**Raises** ShapeError for a clip that is longer than what the model can follow."""
+    longest = getattr(config, "longest", None)
+    if longest is not None and frames > longest:
+        raise ShapeError(
+            f"The model remembers {longest} frames at most (model.max_frames) and is to follow {frames}; make the clip "
+            "shorter (frames=N of experiments.predict), or train one with a larger model.max_frames."
+        )
 
 
 def targets_of(clip: Mapping[str, Array], config: Any) -> dict[str, Float[Array, "time height width channel"]]:
@@ -92,7 +113,8 @@ def follow(
         if field in clip
     }
     targets_of(jax.tree.map(lambda x: x[:1], fields), model.config)
-    frames = len(clip["video"])
+    frames, (height, width) = len(clip["video"]), clip["video"].shape[1:3]
+    check_length(frames, model.config)
     slices = -(-frames // chunk)
     padding = slices * chunk - frames
 
@@ -111,14 +133,29 @@ def follow(
         }
         labels = jax.vmap(labels_of_masks)(out.masks)
         won = jax.nn.one_hot(labels, out.masks.shape[1], axis=1)
-        return between(out.state), Followed(labels, jnp.sum(kept * won, (0, 2, 3)), errors)
+        looks = None if out.attention is None else looked_at(out.attention, height, width)
+        return between(out.state), Followed(labels, jnp.sum(kept * won, (0, 2, 3)), errors, looks)
 
     there = (jnp.arange(slices * chunk) < frames).reshape(slices, chunk)
     start = model.init_state(conditions_of(model, clip), key=key)
     _, found = jax.lax.scan(body, start, (jax.tree.map(sliced, fields), there))
-    labels = found.labels.reshape(-1, *found.labels.shape[2:])[:frames]
+    labels, looks = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:frames], (found.labels, found.looks))
     errors = {name: jnp.sum(value) for name, value in found.errors.items()}
-    return Followed(labels, jnp.sum(found.shares, axis=0) / labels.size, errors)
+    return Followed(labels, jnp.sum(found.shares, axis=0) / labels.size, errors, looks)
+
+
+def looked_at(
+    attention: Float[Array, "time slot token"], height: int, width: int
+) -> Int[Array, "time {height} {width}"]:
+    """The slot with the largest share of each token, over the part of the frame that the token is of."""
+    tokens = attention.shape[-1]
+    rows = max(1, round((tokens * height / width) ** 0.5))
+    while tokens % rows:
+        rows -= 1
+    columns = tokens // rows
+    grid = jnp.argmax(attention, axis=1).astype(jnp.int32).reshape(-1, rows, columns)
+    place = lambda size, of: np.minimum((np.arange(size) + 0.5) * of / size, of - 1).astype(np.int32)
+    return grid[:, place(height, rows)][:, :, place(width, columns)]
 
 
 def painted_boxes(boxes: Float[Array, "object 4"], height: int, width: int) -> Int[Array, "{height} {width}"]:

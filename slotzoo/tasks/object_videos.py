@@ -30,6 +30,7 @@ from slotzoo.models.objects import TrackOutput
 from slotzoo.ops import batch_map
 from slotzoo.tasks.clip_sums import ClipSums
 from slotzoo.tasks.follow import (
+    check_length,
     conditions_of,
     emptied,
     follow,
@@ -37,6 +38,7 @@ from slotzoo.tasks.follow import (
     painted_boxes,
     partners,
     targets_of,
+    tracker,
 )
 from slotzoo.tasks.held_out import held_out, write_table
 from slotzoo.tasks.pixels import to_range
@@ -60,6 +62,7 @@ AUTHORS = {"ari": "ARI", "fg_ari": "FG-ARI"}
 # Rows of the tables: name, and what the numbers of the row begin with.
 ROWS = (
     ("model", ""),
+    ("its attention to the frames", "attention/"),
     ("its first frame, held", "first/"),
     ("boxes of the first frame, held", "boxes/"),
     ("true segments of the first frame, held", "copy/"),
@@ -68,11 +71,14 @@ ROWS = (
 
 @dataclasses.dataclass(frozen=True)
 class ObjectVideosConfig:
-    """What is measured and drawn. `most_objects` bounds the labels of masks that come without `boxes`."""
+    """What is measured and drawn. `most_objects` bounds the labels of masks that come without `boxes`; `attention`
+    scores what the slots look at beside what they paint.
+    """
 
     chunk: int = 6  # frames of a slice: memory at evaluation, and the authors' protocol
     pictures: int = 2  # held-out clips drawn at an evaluation
     most_objects: int = 23
+    attention: bool = False
 
     def __post_init__(self):
         if self.chunk < 1 or self.pictures < 0 or self.most_objects < 1:
@@ -96,6 +102,7 @@ class ObjectVideosTask(AbstractPlainTask):
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The mean over clips of the model's loss, and of each of its terms."""
         del frozen
+        model = tracker(model)
         clips = {name: jnp.asarray(value) for name, value in batch.items()}
         one = lambda clip, key: model.loss(prepared(clip, model.config), key=key, step=step)
         return mean_loss(one, clips, key=key)
@@ -117,10 +124,11 @@ class ObjectVideosTask(AbstractPlainTask):
         every clip drawn, a video of what was found and one of the slots.
         """
         del frozen, step
+        model = tracker(model)
         sums, drawn = ClipSums(TrackScores._fields), []
         for batch in held_out(batches, key=key, name="clips", should_stop=should_stop):
             clips = {name: jnp.asarray(value) for name, value in batch.fields.items()}
-            values = _measure(model, clips, batch.keys, self.config.chunk, self.config.most_objects)
+            values = _measure(model, clips, batch.keys, self.config)
             sums.add(values, batch.valid)
             few = batch.to_draw(self.config.pictures - len(drawn))
             if len(few):
@@ -135,7 +143,10 @@ class ObjectVideosTask(AbstractPlainTask):
         numbers = {name: float(value) for name, value in sums.means().items()}
         write_table(folder, tables(numbers, sums.clips, self.config.chunk))
         self.draw(drawn, folder)
-        named = {name.replace("authors/", "authors_"): value for name, value in numbers.items()}
+        named = {
+            name.replace("authors/", "authors_").replace("attention/", "attention_"): value
+            for name, value in numbers.items()
+        }
         # The baselines, whose names have a prefix, do not change: they stand in the table.
         return {name: value for name, value in named.items() if "/" not in name}
 
@@ -161,7 +172,9 @@ class ObjectVideosTask(AbstractPlainTask):
 
         `hints`: `boxes` (object 4) or `mask` (height width) of the first frame, or nothing, as the model was built.
         """
+        model = tracker(model)
         config, chunk = model.config, self.config.chunk
+        check_length(len(video), config)
         first = {name: jnp.asarray(value)[None] for name, value in hints.items()}
         state = model.init_state(conditions_of(model, first), key=key)
         parts = []
@@ -188,6 +201,7 @@ class ObjectVideosTask(AbstractPlainTask):
 
     def tracks(self, model: Any, batch: Mapping[str, np.ndarray], keys: Key[Array, " batch"]) -> list[Track]:
         """Every clip of a batch followed as a whole, with all that can be drawn of it."""
+        model = tracker(model)
         clips = {name: jnp.asarray(value) for name, value in batch.items()}
         out = jax.tree.map(np.asarray, _explain(model, clips, keys))
         config = model.config
@@ -231,18 +245,19 @@ def _goes_on(model: Any, video: Array, state: Any) -> TrackOutput:
 
 @eqx.filter_jit
 def _measure(
-    model: Any, clips: dict[str, Array], keys: Key[Array, " batch"], chunk: int, most_objects: int
+    model: Any, clips: dict[str, Array], keys: Key[Array, " batch"], options: ObjectVideosConfig
 ) -> dict[str, Float[Array, " batch"]]:
     """Every number of every clip of a batch, NaN where it is not defined."""
-    config = model.config
-    true_count = 1 + (clips["boxes"].shape[-2] if "boxes" in clips else most_objects)
+    config, chunk = model.config, options.chunk
+    true_count = 1 + (clips["boxes"].shape[-2] if "boxes" in clips else options.most_objects)
     forgetful = emptied(model)  # a memory is dropped between slices by the authors' evaluation
 
     def one(clip: dict[str, Array], key: Array) -> dict[str, Array]:
         followed = follow(model, clip, chunk=chunk, key=key)
-        values = {"loss": sum(followed.errors.values(), jnp.float32(0.0))}
-        points = {name: jnp.float32(target.size) for name, target in targets_of(clip, config).items()}
-        values |= {f"{name}_mse": error / points[name] for name, error in followed.errors.items()}
+        values, targets = {"loss": jnp.float32(0.0)}, targets_of(clip, config)
+        for name, error in followed.errors.items():
+            values[f"{name}_mse"] = error / jnp.float32(targets[name].size)
+            values["loss"] += error / jnp.float32(_taken_together(targets[name], config))
         labels = followed.labels
         values["slots_in_use"] = jnp.sum((followed.shares >= IN_USE).astype(jnp.float32))
         if "mask" not in clip:
@@ -255,7 +270,8 @@ def _measure(
             boxes = painted_boxes(clip["boxes"][0], *true.shape[1:])
             candidates["boxes/"] = jnp.broadcast_to(boxes[None], true.shape)
         candidates["copy/"] = jnp.broadcast_to(true[:1], true.shape)
-
+        if options.attention and followed.looks is not None:
+            candidates["attention/"] = followed.looks
         if forgetful is not None:
             candidates["authors/"] = follow(model, clip, chunk=chunk, key=key, between=forgetful).labels
         score = lambda labels: track_scores(
@@ -266,13 +282,24 @@ def _measure(
         theirs = each.pop("authors/", each[""])
         for prefix, found in each.items():
             values |= {f"{prefix}{name}": value for name, value in found._asdict().items()}
-            for name in AUTHORS:
+            for name in AUTHORS if prefix != "attention/" else ():
                 value = getattr(found if prefix else theirs, name)
                 # Without an object there is no pair of points to disagree about: their 1.
                 values[f"authors/{prefix}{name}"] = jnp.where(jnp.isnan(value), 1.0, value)
         return values
 
     return batch_map(one)(clips, keys)
+
+
+def _taken_together(target: Array, config: Any) -> int:
+    """By what a sum of squared errors over a clip is divided in the loss that the model is trained with."""
+    match getattr(config, "reduction", "sum"):
+        case "sum":
+            return 1
+        case "mean":
+            return target.size // target.shape[-1]
+        case _:
+            return target.size
 
 
 def tables(numbers: Mapping[str, float], clips: int, chunk: int) -> dict[str, Any]:
@@ -314,7 +341,7 @@ def tables(numbers: Mapping[str, float], clips: int, chunk: int) -> dict[str, An
         for name, value in numbers.items()
         if "/" not in name and name not in TITLES
     ]
-    notes = ["The loss is the sum of squared errors over the clip, as in training; mse is its mean."]
+    notes = ["The loss is that of training, over the whole clip; mse is the mean of squared errors."]
     if not made:
         notes.append("The data set has no masks, so tracks cannot be measured; look at the pictures.")
     made.append({"title": "Loss and slots", "columns": ["value"], "rows": rest, "notes": notes})

@@ -103,11 +103,15 @@ def test_authors_protocol_empties_the_memory_and_counts_empty_clips(batch, tmp_p
 
 def test_without_hints_and_without_masks(batch, tmp_path):
     model = Follower(FollowerConfig(conditioning=None, targets=("rgb",)))
-    task = ObjectVideosTask(ObjectVideosConfig(pictures=1, most_objects=2))
+    task = ObjectVideosTask(ObjectVideosConfig(pictures=1, most_objects=2, attention=True))
     few = {name: batch[name][:2] for name in ("video", "mask")}
     numbers = evaluate(task, model, [few], tmp_path)
     assert "hinted_miou" not in numbers and numbers["fg_ari"] == pytest.approx(1.0) and "rgb_mse" in numbers
     assert "boxes of the first frame, held" not in table(tmp_path)
+    # It looks where it paints.
+    assert numbers["attention_fg_ari"] == numbers["attention_miou"] == pytest.approx(1.0)
+    assert table(tmp_path)["its attention to the frames"]["J&F"] == pytest.approx(1.0)
+    assert "its attention to the frames" not in table(tmp_path, 1)
     bare = evaluate(task, model, [{"video": few["video"]}], tmp_path)
     assert "fg_ari" not in bare and "no masks" in (tmp_path / "table.json").read_text()
 
