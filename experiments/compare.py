@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from experiments import cli
+
+
+UNLIKE = "The runs were not measured in the same way: their rows do not compare"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +26,7 @@ class Measured:
     step: int
     double: bool
     data: tuple[Any, ...]
+    protocol: Mapping[str, Any]  # what must be equal for two rows of a table to compare
     cost: Mapping[str, Any]
 
 
@@ -44,6 +49,9 @@ def compare(config: DictConfig) -> int:
         )
     folders = [RunFolder(Path(run).expanduser()) for run in dict.fromkeys(asked.runs)]
     runs = named([measured(folder) for folder in folders], folders)
+    if different := differences(runs):
+        print(f"{UNLIKE} ({different}). python -m experiments.evaluate run=FOLDER measures one again.\n")
+        runs = marked(runs)
     out = Path(asked.out).expanduser()
     tables = [*joined(runs), costs(runs)]
     write_text(out / "table.json", json.dumps({"tables": tables}, indent=1) + "\n")
@@ -98,7 +106,45 @@ def measured(folder: Any) -> Measured:
     split = (*path.parent.name.split("_"), "test")[2]
     origin = (run.data.name, split, data.get("provenance"), run.data.size, run.data.seed)
     double = data.get("provenance") == "embedded double"
-    return Measured(run.name, run.model["name"], tables, step, double, origin, cost)
+    protocol = _protocol(run, path.parent, double and {"train": run.data.clips}.get(split, run.data.test_clips))
+    return Measured(run.name, run.model["name"], tables, step, double, origin, protocol, cost)
+
+
+def _protocol(run: Any, evaluation: Path, there: int) -> dict[str, Any]:
+    """On how many clips and samples a run was measured; a double has no more than `there` clips, 0 for any number.
+
+    `experiments.evaluate` writes it down; what training measured follows from the run's settings.
+    """
+    from slotzoo.errors import DataError
+
+    note = evaluation / "numbers.json"
+    try:
+        found = json.loads(note.read_text()).get("eval") if note.is_file() else None
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{note}: cannot be read ({error}); evaluate the run again.") from error
+    found = found or dataclasses.asdict(run.eval)
+    protocol = {"clips": min(found["clips"], there or found["clips"])}
+    protocol |= {name: found[name] for name in ("samples", "temperature")}
+    # What rollouts were given, and how many frames they made, stands in the title of their table.
+    if not found["rollouts"] or any(rollout["length"] is None for rollout in found["rollouts"]):
+        protocol["frames"] = run.data.test_length or run.data.length
+    return protocol
+
+
+def differences(runs: Sequence[Measured]) -> str:
+    """In what the protocols of the runs differ, in words; empty where they are the same."""
+    return "; ".join(f"{run.name}: {_unlike(run, runs)}" for run in runs) if _unlike(runs[0], runs) else ""
+
+
+def _unlike(run: Measured, runs: Sequence[Measured]) -> str:
+    names = dict.fromkeys(name for each in runs for name in each.protocol)
+    apart = [name for name in names if len({each.protocol.get(name) for each in runs}) > 1]
+    return ", ".join(f"{name}={run.protocol.get(name)}" for name in apart)
+
+
+def marked(runs: Sequence[Measured]) -> list[Measured]:
+    """The runs with names that say how each was measured, for runs that were not measured alike."""
+    return [dataclasses.replace(run, name=f"{run.name} ({_unlike(run, runs)})") for run in runs]
 
 
 def named(runs: Sequence[Measured], folders: Sequence[Any]) -> list[Measured]:
@@ -115,26 +161,34 @@ def named(runs: Sequence[Measured], folders: Sequence[Any]) -> list[Measured]:
 
 def joined(runs: Sequence[Measured]) -> list[dict[str, Any]]:
     """One table per title that any run has: a row per run, trivial predictions, and what was published."""
-    titles = list(dict.fromkeys(table["title"] for run in runs for table in run.tables))
+    titles = list(dict.fromkeys(_kind(table) for run in runs for table in run.tables))
     return [_joined(title, runs) for title in titles] + _published_elsewhere(runs)
 
 
+def _kind(table: Mapping[str, Any]) -> str:
+    """The title of a table without the number of clips, which is part of the protocol."""
+    return re.sub(r"\b\d+ (?=held-out)", "", table["title"])
+
+
 def _joined(title: str, runs: Sequence[Measured]) -> dict[str, Any]:
-    mine = {run.name: table for run in runs for table in run.tables if table["title"] == title}
+    mine = {run.name: table for run in runs for table in run.tables if _kind(table) == title}
     first = next(iter(mine.values()))
     columns = list(dict.fromkeys(column for table in mine.values() for column in table.get("columns", ())))
     rows = [{**table["rows"][0], "name": name} for name, table in mine.items()]
     notes = []
-    if len({run.data for run in runs}) == 1:
-        rows += first["rows"][1:] if title.startswith("Rollout") else []
-    else:
+    if len({run.data for run in runs}) > 1:
         notes.append("The runs were measured on different data: their rows do not compare.")
+    if differences(runs):
+        notes.append(f"{UNLIKE}.")
+    if not notes:
+        rows += first["rows"][1:] if title.startswith("Rollout") else []
     published = _published(first.get("rollout"), runs)
     rows += published
     if published and any(run.double for run in runs):
         notes.append("Published rows are of the real data set at full size; the runs saw an embedded double.")
+    titles = {table["title"] for table in mine.values()}
     return {
-        "title": title,
+        "title": title if len(titles) > 1 else first["title"],
         "columns": columns,
         "better": first.get("better", {}),
         "rows": rows,

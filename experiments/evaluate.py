@@ -88,6 +88,7 @@ def evaluate_run(asked, folder):
         if signals.stop_requested:
             return None
     card = {"step": opened.step, "provenance": source.provenance, "asked": dataclasses.asdict(asked)}
+    card["eval"] = dataclasses.asdict(run.eval)  # what became of it, for experiments.compare
     write_text(out / "numbers.json", json.dumps({**card, "numbers": numbers}, indent=1) + "\n")
     what = "images" if "image" in source.spec else "clips"
     print(f"{run.name}, step {opened.step}, {asked.split} {what} of {run.data.name} ({source.provenance})\n")

@@ -35,6 +35,17 @@ def sample(config: DictConfig) -> int:
     build.plugins(asked.plugins)
     folder = RunFolder(Path(asked.run).expanduser())
     settings = folder.read_settings()
+    if settings.task != "video_prediction":
+        other = {
+            "object_images": ("predict", "takes pictures of your own apart with images=FOLDER"),
+            "object_videos": ("predict", "follows objects in a video of your own with video=FILE"),
+            "slot_prediction": ("evaluate", "measures and draws its rollouts"),
+        }
+        instead = "give the run of a model that predicts videos"
+        if settings.task in other:
+            command, does = other[settings.task]
+            instead = f"python -m experiments.{command} run={asked.run} {does}"
+        raise ConfigError(f"run={asked.run}: nothing to sample from a run of {settings.task}; {instead}.")
     if asked.root is not None:
         settings.data.root = asked.root
     settings.eval.rollouts = settings.eval.protocol or settings.eval.rollouts
@@ -43,10 +54,7 @@ def sample(config: DictConfig) -> int:
     settings.eval.batch_size = min(asked.batch_size or settings.eval.batch_size, asked.clips)
     opened = open_run(folder, settings)
     task, mesh = opened.task, build.mesh(opened.settings)
-    if not isinstance(task, VideoPredictionTask):
-        raise ConfigError(
-            f"run={asked.run}: a {opened.settings.task} run has no rollouts; give one of a video model."
-        )
+    assert isinstance(task, VideoPredictionTask)
     rollouts = task.config.rollouts
     if asked.context is not None:
         rollouts = (Rollout(asked.context, asked.actions),)

@@ -1,6 +1,8 @@
 """Runs side by side, from what their evaluations wrote."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,6 +45,13 @@ def run_folder(path, exp, psnr, *, seed=0, provenance="embedded double", step=7)
     lines = [{"step": s, "split": "train", "steps_per_second": v} for s, v in ((1, 4.0), (2, 5.0), (3, 5.0))]
     (folder.path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 4, "ste')
     return str(folder.path)
+
+
+def evaluated(run, **protocol):
+    """What experiments.evaluate writes beside the newest table."""
+    folder = RunFolder(Path(run))
+    settings = dataclasses.asdict(folder.read_settings().eval) | protocol
+    (folder.evaluation(7) / "numbers.json").write_text(json.dumps({"eval": settings}))
 
 
 def ask(runs, out):
@@ -96,6 +105,45 @@ def test_names_and_data_are_kept_apart(tmp_path):
     assert any("different data" in note for note in first["notes"])
 
 
+def test_runs_that_were_not_measured_alike_are_marked(tmp_path, capsys):
+    """Fewer clips or more samples: every row says so, and the trivial rows of one of them are left out."""
+    a = run_folder(tmp_path, "convs5_mnist300", 12.5)
+    b = run_folder(tmp_path, "convs5_mnist600", 13.25)
+    evaluated(a, clips=16)  # as training measured b
+    compare.compare(ask([a, b], tmp_path / "out"))
+    assert "not measured in the same way" not in capsys.readouterr().out
+    evaluated(b, clips=4, samples=10)
+    compare.compare(ask([a, b], tmp_path / "out"))
+    said = capsys.readouterr().out
+    assert "convs5_mnist300_tiny: clips=16, samples=1; convs5_mnist600_tiny: clips=4, samples=10" in said
+    assert "experiments.evaluate run=FOLDER" in said
+    tables = json.loads((tmp_path / "out" / "table.json").read_text())["tables"]
+    names = [row["name"] for row in tables[0]["rows"]]
+    marked = ["convs5_mnist300_tiny (clips=16, samples=1)", "convs5_mnist600_tiny (clips=4, samples=10)"]
+    assert names[:2] == marked and "repeat last frame" not in names
+    assert list(tables[0]["curves"][0]["series"])[:2] == marked
+    assert any("not measured in the same way" in note for note in tables[0]["notes"])
+    # More clips than there are make no difference.
+    evaluated(a, clips=100)
+    evaluated(b, clips=50)
+    compare.compare(ask([a, b], tmp_path / "out"))
+    assert "not measured in the same way" not in capsys.readouterr().out
+
+
+def test_tables_of_different_numbers_of_clips_are_one(tmp_path):
+    runs = []
+    for seed, clips in ((0, 64), (1, 16)):
+        run = run_folder(tmp_path, "convs5_mnist300", 12.5, seed=seed)
+        one = table(f"Segments of {clips} held-out images", None, 0.5 + seed)
+        (RunFolder(Path(run)).evaluation(7) / "table.json").write_text(json.dumps({"tables": [one]}))
+        evaluated(run, clips=clips // 8)
+        runs.append(run)
+    compare.compare(ask(runs, tmp_path / "out"))
+    first = json.loads((tmp_path / "out" / "table.json").read_text())["tables"][0]
+    assert first["title"] == "Segments of held-out images"
+    assert [row["PSNR"] for row in first["rows"][:2]] == [0.5, 1.5]
+
+
 def test_what_cannot_be_compared_is_said(tmp_path):
     run = run_folder(tmp_path, "convs5_mnist300", 12.5)
     with pytest.raises(ConfigError, match=r"runs=\[\]: give the folders"):
@@ -103,6 +151,9 @@ def test_what_cannot_be_compared_is_said(tmp_path):
     with pytest.raises(ConfigError, match="no such folder"):
         compare.compare(ask([f"{run}x"], tmp_path / "out"))
     newest = RunFolder(tmp_path / "convs5_mnist300_tiny" / "seed0").evaluation(7) / "table.json"
+    newest.with_name("numbers.json").write_text("[")
+    with pytest.raises(DataError, match=r"numbers\.json: cannot be read"):
+        compare.compare(ask([run], tmp_path / "out"))
     newest.write_text("{}")
     with pytest.raises(DataError, match="is not the table of an evaluation"):
         compare.compare(ask([run], tmp_path / "out"))

@@ -1,0 +1,52 @@
+"""Commands on a run that is not there, or not one of theirs: a sentence before anything is loaded."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from experiments import compare, evaluate, predict, report, sample, schema, validate
+from experiments.compose import experiment
+from experiments.folder import RunFolder
+from slotzoo.errors import ConfigError
+
+
+COMMANDS = {
+    "evaluate": (evaluate.evaluate, schema.EvaluateSettings),
+    "predict": (predict.predict, schema.PredictSettings),
+    "sample": (sample.sample, schema.SampleSettings),
+    "report": (report.report, schema.ReportSettings),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_is_no_run(name, tmp_path):
+    command, settings = COMMANDS[name]
+    (tmp_path / "file").write_text("no run")
+    for place in ("nowhere", "file"):
+        with pytest.raises(ConfigError, match=f"run=.*{place}: no such folder; give the folder of a run"):
+            command(OmegaConf.structured(settings(run=str(tmp_path / place))))
+    with pytest.raises(ConfigError, match="it is not the folder of a run; give the one that experiments.train"):
+        command(OmegaConf.structured(settings(run=str(tmp_path))))
+
+
+def test_runs_to_compare_that_are_none(tmp_path):
+    with pytest.raises(ConfigError, match="it is not the folder of a run"):
+        asked = schema.CompareSettings(runs=[str(tmp_path)], out=str(tmp_path / "out"))
+        compare.compare(OmegaConf.structured(asked))
+
+
+@pytest.mark.parametrize(
+    ("exp", "instead"),
+    [
+        ("slot_attention_tetrominoes", r"experiments\.predict run=.* images=FOLDER"),
+        ("savi_small_movi_a", r"experiments\.predict run=.* video=FILE"),
+        ("slotssm_video_prediction", r"experiments\.evaluate run=.* its rollouts"),
+        ("vqgan_dmlab", "give the run of a model that predicts videos"),
+    ],
+)
+def test_runs_without_rollouts_name_the_command_that_takes_them(exp, instead, tmp_path):
+    composed = experiment(exp, ["scale=tiny", f"runs_dir={tmp_path}"])
+    run = validate.settings(validate.with_scale(composed, (), accelerator=False), schema.RunSettings)
+    folder = RunFolder.of(run)
+    folder.write_settings(run)
+    with pytest.raises(ConfigError, match=f"nothing to sample from a run of .*{instead}"):
+        sample.sample(OmegaConf.structured(schema.SampleSettings(run=str(folder.path))))
