@@ -26,7 +26,7 @@ REASONING_SETS: dict[str, Entry] = {
     "blinking_color_balls": Entry(
         _generated_only,
         BlinkingColorBalls,
-        (*_BALLS, "rule"),
+        (*_BALLS, "radius", "rule"),
         "Blinking Color Balls (SlotSSM): which colour did each ball have first, or most often?",
         splits=_SPLITS,
     ),

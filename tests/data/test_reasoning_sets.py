@@ -123,6 +123,7 @@ def test_a_window_of_bouncing_balls_is_a_part_of_the_clip():
         ("blinking_color_balls", {"rule": "latest"}, "no rule=latest"),
         ("blinking_color_balls", {"rule": 3}, "rule must be a word"),
         ("blinking_color_balls", {"balls": 9}, "balls=9 do not fit"),
+        ("blinking_color_balls", {"balls": 3, "radius": 12}, "balls=3 do not fit.*2 of this radius"),
         ("bouncing_balls", {"length": 0}, "length of at least 1"),
         ("bouncing_balls", {"balls": 20}, "balls=20 do not fit"),
         ("cater", {"periods": 0}, "periods of at least 1"),

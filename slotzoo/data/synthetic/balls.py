@@ -25,6 +25,7 @@ _SPLITS = {"train": 0, "test": 1, "val": 2}
 _PUBLISHED = 64  # side of the published frames, on which a ball's radius and speed are given in pixels
 RADIUS = 6.0
 _SPEEDS = (2.0, 5.0)
+_ROOM = 288.0  # for the sum of squared radii: eight balls of the published size, which always find their places
 _STEPS = 4  # of the motion within a frame: a ball moves at most 1.25 pixels of 64 in one
 # White, and what a ball blinks in: red, yellow, cyan, blue, magenta.
 PALETTE = np.asarray(
@@ -169,7 +170,8 @@ class BlinkingColorBalls(_Balls):
 
     In each context frame one ball, drawn anew each time, has a random colour; the others are white. In the target,
     the frame after them, each ball has the colour of `rule`: the `earliest` it had, or the `most_frequent`; white if
-    it never had one. Published: 4 balls, 5 context frames (both rules) and 10 (`most_frequent`).
+    it never had one. Published: 4 balls, 5 context frames (both rules) and 10 (`most_frequent`). `radius` of a ball
+    in pixels of 64: in small pictures larger ones show their colour sooner in the error.
     """
 
     name = "blinking_color_balls"
@@ -183,17 +185,21 @@ class BlinkingColorBalls(_Balls):
         clips: int = 100000,
         seed: int = 0,
         balls: int = 4,
+        radius: int = int(RADIUS),
         rule: str = "earliest",
     ):
-        super().__init__(split, length=length, size=size, clips=clips, seed=seed, balls=balls)
+        super().__init__(split, length=length, size=size, clips=clips, seed=seed, balls=balls, radius=radius)
         if rule not in get_args(Rule):
             raise ConfigError(
                 f"Blinking Color Balls have no rule={rule}; there are {', '.join(get_args(Rule))}."
             )
-        if balls > 8:
-            raise ConfigError(f"Blinking Color Balls: balls={balls} do not fit on the canvas; take 8 at most.")
+        if balls * radius * radius > _ROOM:
+            raise ConfigError(
+                f"Blinking Color Balls: balls={balls} do not fit on the canvas with a radius={radius} of 64 pixels; "
+                f"take fewer or smaller ones ({int(_ROOM // (radius * radius))} of this radius at most)."
+            )
         self.rule: Rule = rule  # type: ignore[assignment]
-        self.length, self.size, self.balls = length, size, balls
+        self.length, self.size, self.balls, self.radius = length, size, balls, float(radius)
 
     def _said(self) -> dict[str, object]:
         return {**self._numbers, "rule": self.rule}
@@ -204,7 +210,7 @@ class BlinkingColorBalls(_Balls):
 
     def __getitem__(self, index: int) -> Record:
         rng = self._rng(index)
-        radii = np.full(self.balls, RADIUS)
+        radii = np.full(self.balls, self.radius)
         labels = discs(simulate(rng, radii, self.length + 1), radii, self.size)
         chosen = rng.integers(self.balls, size=self.length)
         colours = rng.integers(1, len(PALETTE), size=self.length)
