@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 import grain
 import numpy as np
 
+from slotzoo.data.skipping import check_skippable, too_many
 from slotzoo.data.spec import AugmentedSource, Record, Source, WindowSource, frames_of, slice_time
 from slotzoo.errors import ConfigError, DataError
 
@@ -94,6 +95,7 @@ class _Batches:
         try:
             record = self._window(index, rng)
         except DataError as error:
+            check_skippable(error)
             if self.on_error == "raise":
                 raise
             skipped[index] = str(error)
@@ -149,13 +151,6 @@ class _Batches:
                 "length that all of them have."
             )
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-
-
-def too_many(skipped: dict[int, str], cap: int) -> DataError:
-    last = list(skipped.values())[-1]
-    return DataError(
-        f"{len(skipped)} corrupted records, more than max_skips={cap} allows; the last one: {last}"
-    )
 
 
 class BatchIterator(grain.DatasetIterator):

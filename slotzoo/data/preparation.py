@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
 from slotzoo.data.codec import encode
+from slotzoo.data.skipping import check_skippable, too_many
 from slotzoo.data.sources.array_record import (
     FORMAT,
     MANIFEST,
@@ -79,7 +80,7 @@ class _Reading:
     ):
         self.source, self.chunk, self.pool, self.ahead = source, chunk, pool, ahead
         self.on_error, self.max_skips = on_error, max_skips
-        self.skips = 0
+        self.skipped: dict[int, str] = {}
 
     def _read(self, index: int) -> _Clip:
         record, spec = self.source[index], self.source.spec
@@ -101,14 +102,12 @@ class _Reading:
                 try:
                     yield future.result()
                 except DataError as error:
-                    self.skips += 1
+                    check_skippable(error)
                     if self.on_error == "raise":
                         raise
-                    if self.skips > self.max_skips:
-                        raise DataError(
-                            f"{self.skips} corrupted records, more than max_skips={self.max_skips} allows; the last "
-                            f"one: {error}"
-                        ) from error
+                    self.skipped[index] = str(error)
+                    if len(self.skipped) > self.max_skips:
+                        raise too_many(self.skipped, self.max_skips) from error
                     log.warning("skipped clip %d: %s", index, error)
                     skipped.append(index)
         finally:

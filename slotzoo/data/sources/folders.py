@@ -13,7 +13,8 @@ from slotzoo.errors import DataError
 
 
 PROVENANCE = "provenance.json"
-# What reading an npz file raises when it is cut, garbage, or compressed in a way that zipfile does not know.
+# What reading an npz file raises when it is cut, garbage, or compressed in a way that zipfile does not know. An OSError
+# may have other reasons: `slotzoo.data.skipping.check_skippable` looks at its number.
 UNREADABLE_NPZ = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError)
 
 
