@@ -78,6 +78,20 @@ def test_gradients(form):
         assert_close(a, b, rtol=1e-5, what=name)
 
 
+@pytest.mark.parametrize("queries", [128, 150])
+def test_blocks_of_a_causal_square_are_the_square(queries):
+    """Long enough that queries are worked on in blocks: as with the same mask given, which is done at once."""
+    query, key, value = arrays(queries, 140, heads=1, dim=4)
+    seen = jnp.tril(jnp.ones((queries, 140), bool))
+
+    def both(**options):
+        out, pullback = jax.vjp(lambda *a: attention(*a, **options), query, key, value)
+        return out, *pullback(jnp.cos(out))
+
+    for a, b in zip(jax.jit(lambda: both(causal=True))(), jax.jit(lambda: both(mask=seen))(), strict=True):
+        assert_close(a, b, rtol=1e-5)
+
+
 def test_dropout_keeps_the_mean_and_needs_a_key():
     query, key, value = arrays(heads=1, tokens=4)
     still = attention(query, key, value)
