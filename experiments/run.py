@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 from omegaconf import DictConfig
 
-from experiments import build, first_stage, validate
+from experiments import build, first_stage, initial, validate
 from experiments.folder import MAY_CHANGE, Lock, RunFolder, flat_settings, meet
 from experiments.schema import RunSettings
 from slotzoo.data import Source
@@ -117,11 +117,15 @@ def _fit(
         folder.update_card(start=True, **card(full, source, stage))
     source = first_stage.encoded(full, source, stage, folder)
     task, mesh, optimizer = build.task(full), build.mesh(full), build.optimizer_config(full)
+    begin = initial.leaves(full, folder, task)
+    if begin:
+        logger.say(initial.sentence(full, begin))
     held_out = build.eval_batches(full, test)
     result = fit(
         build.fit_config(full),
         task=task,
         model=build.module(full, task),
+        initial=begin,
         optimizer=make_optimizer(optimizer),
         learning_rate=learning_rate(optimizer),
         train=build.train_batches(full, source, mesh),

@@ -155,6 +155,9 @@ class RunSettings:
     scale: str = "auto"  # auto | paper | tiny
     seed: int = 0
     runs_dir: str = "runs"
+    init_from: str | None = None  # a finished run's folder or a weights file, for the parameters to begin with
+    # Parts of the model that are taken from it (encoder); none named: all.
+    init_parts: list[str] = dataclasses.field(default_factory=list)
     tiny: dict[str, Any] = dataclasses.field(default_factory=dict)  # what scale=tiny changes
     plugins: list[str] = dataclasses.field(default_factory=list)  # modules imported first, to register models
 

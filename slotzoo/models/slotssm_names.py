@@ -85,6 +85,8 @@ CATER = dataclasses.replace(
     decode="last",
     target="label",
 )
+# What it learns first: the same encoder and slots, and a decoder that paints the frames again.
+CATER_PRETRAINING = dataclasses.replace(CATER, decoder="vit", decode="every", target="video")
 DEPTH = dataclasses.replace(OBJECTS, out_channels=1, target="depth")
 
 _TINY_BLOCKS = dict(dim=32, blocks=2, ssm_state=8, slot_heads=2, mixer_heads=2)
@@ -181,6 +183,16 @@ for _name, _title, _config, _parameters, _section, _metrics, _note, _tiny in (
         {"top_1": 0.2564, "top_5": 0.4503},
         _OURS,
         _TINY_CLEVRER | dict(classes=36),
+    ),
+    (
+        "slotssm_cater_pretraining",
+        "SlotSSM for CATER's videos, reconstruction: what localisation is fine-tuned from",
+        CATER_PRETRAINING,
+        13_771_712,
+        "5.4",
+        {},
+        _OURS,
+        _TINY_CLEVRER,
     ),
     (
         "slotssm_depth",

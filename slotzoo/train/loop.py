@@ -30,7 +30,7 @@ from slotzoo.train.prefetch import Prefetch
 from slotzoo.train.protocols import Batch, Task
 from slotzoo.train.sharding import abstract, init_sharded, place, whole
 from slotzoo.train.signals import Signals
-from slotzoo.train.state import TrainState, init_state
+from slotzoo.train.state import TrainState, begun_from, init_state
 from slotzoo.train.step import CompiledStep, make_train_step
 
 
@@ -90,6 +90,7 @@ def fit(
     train: Iterable[Mapping[str, np.ndarray]],
     folder: str | Path,
     frozen: PyTree = None,
+    initial: Mapping[str, Any] | None = None,
     evaluation: Callable[[], Iterable[Mapping[str, np.ndarray]]] | None = None,
     learning_rate: Schedule | None = None,
     logger: RunLogger | None = None,
@@ -100,6 +101,7 @@ def fit(
     """Train until `config.steps` or a signal; start where the checkpoints in `folder` end.
 
     - `model(key)` builds the model; it runs under `jit`, straight into the shardings.
+    - `initial`: arrays of the model by dotted name that a run at step 0 begins with in place of those it drew.
     - `train`: `iter(train)` is endless, has `get_state`/`set_state`, gives this process's part of each batch.
     - `evaluation()` gives fresh batches: this process's part of the held-out set.
     - `card`: plain values saved with each checkpoint (configuration, versions).
@@ -114,6 +116,7 @@ def fit(
         signals = stack.enter_context(Signals()) if signals is None else signals
         logger = stack.enter_context(RunLogger(folder)) if logger is None else logger
         run = _Run(config, task, frozen, evaluation, folder, logger, mesh, signals, dict(card or {}))
+        run.initial = dict(initial or {})
         try:
             return run.fit(model, optimizer, learning_rate, train, stack)
         except jax.errors.JaxRuntimeError as error:
@@ -138,6 +141,7 @@ class _Run:
         self.mesh: Mesh = mesh
         self.signals: Signals = signals
         self.card: dict[str, Any] = card
+        self.initial: dict[str, Any] = {}
         self.root = jax.random.key(config.seed % 2**32)
         self.frozen = place(frozen, mesh, "replicated")
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
@@ -222,6 +226,7 @@ class _Run:
         found = self.checkpoints.restore_latest(shapes, self.data)
         if found is None:
             state, step = init_sharded(build, key, mesh=self.mesh, strategy=config.strategy), 0
+            state = begun_from(state, self.initial) if self.initial else state
         else:
             state, step = found.state, found.step
             self.logger.say(f"Going on from the checkpoint of step {step}.")

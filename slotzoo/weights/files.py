@@ -104,11 +104,17 @@ def load_weights(path: str | Path, model: M) -> M:
     are found under their former names. **Raises** `WeightsError`, naming the leaf,
     for missing, unexpected or misshapen ones.
     """
+    return fill(model, load_arrays(path, named_leaves(model)), what=f"'{_beside(path)}'")
+
+
+def load_arrays(path: str | Path, wanted: Container[str]) -> dict[str, np.ndarray]:
+    """All arrays of a weights file by name, under the present names where the `wanted` ones have moved.
+
+    The file's hash is compared with its card's where there is one.
+    """
     path = _beside(path)
     arrays = read_arrays(path, sha256=load_card(path).sha256 if card_path(path).exists() else None)
-    wanted = named_leaves(model)
-    arrays = {name if name in wanted else _moved(name, wanted): a for name, a in arrays.items()}
-    return fill(model, arrays, what=f"'{path}'")
+    return {name if name in wanted else _moved(name, wanted): a for name, a in arrays.items()}
 
 
 def _moved(name: str, wanted: Container[str]) -> str:

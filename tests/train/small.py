@@ -87,7 +87,7 @@ def few(count: int = 2, width: int = 4):
 OPTIMIZER = OptimizerConfig(0.05, steps=12, warmup_steps=2)
 
 
-def run_linear(folder, *, task=None, data=None, signals=None, width=4, **options):
+def run_linear(folder, *, task=None, data=None, signals=None, width=4, initial=None, **options):
     """Twelve steps of the linear model, evaluated every six and saved every four."""
     options = {"steps": 12, "batch_size": 8, "log_every": 1, "evaluate_every": 6, "save_every": 4, **options}
     with RunLogger(folder, progress="plain") as logger:
@@ -96,6 +96,7 @@ def run_linear(folder, *, task=None, data=None, signals=None, width=4, **options
             task=task or Regression(),
             model=lambda key: Linear(2 * width, width, key=key),
             frozen={"scale": jnp.float32(1.0)},
+            initial=initial,
             optimizer=make_optimizer(OPTIMIZER),
             learning_rate=learning_rate(OPTIMIZER),
             train=data or Batches(width=width),

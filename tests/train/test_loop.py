@@ -66,6 +66,16 @@ def test_finishes_with_logs_pictures_and_checkpoints(straight):
     np.testing.assert_array_equal(model.weight, result.state.averaged().weight)
 
 
+def test_begins_with_what_it_is_given_and_goes_on_with_its_own(tmp_path):
+    # The first update has the rate zero.
+    given = {"weight": np.full((8, 4), 0.5, np.float32)}
+    state = run_linear(tmp_path, steps=1, ema_decay=0.9, initial=given).state
+    for model in (state.model, state.averaged()):
+        np.testing.assert_array_equal(model.weight, given["weight"])
+    again = run_linear(tmp_path, steps=1, ema_decay=0.9, initial={"weight": 0 * given["weight"]})
+    np.testing.assert_array_equal(again.state.model.weight, given["weight"])
+
+
 def test_finished_run_is_left_alone(straight):
     folder, result = straight
     before = lines(folder)
