@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from slotzoo.errors import ConfigError, ShapeError
 from slotzoo.models.checks import explained
-from slotzoo.models.slotssm_blocks import SlotClassifier, SlotStack
+from slotzoo.models.slotssm_blocks import Carried, SlotClassifier, SlotStack
 from slotzoo.models.slotssm_config import SlotSSMConfig, check
 from slotzoo.nn.linear import Linear
 from slotzoo.nn.position import SoftPositionEmbedding
@@ -70,13 +70,16 @@ class PatchEncoder(eqx.Module):
         self.grid, self.dim = grid, dim
 
     def __call__(
-        self, frames: Float[Array, "time height width channel"], first: Int[Array, ""]
+        self,
+        frames: Float[Array, "time height width channel"],
+        first: Int[Array, ""] | Int[Array, " time"],
     ) -> Float[Array, "time 1 dim"]:
-        """`first`: the number of the first frame, which tells the place of each."""
+        """`first`: the number of the first frame, which tells the place of each; or the number of every frame."""
         x = self.project(frames.reshape(len(frames), -1))
         if self.grid > 1:
             places = jnp.asarray(grid_positions(self.grid, self.grid, self.dim))
-            x = x + places[(first + jnp.arange(len(frames))) % self.grid**2].astype(x.dtype)
+            numbers = first if first.ndim else first + jnp.arange(len(frames))
+            x = x + places[numbers % self.grid**2].astype(x.dtype)
         return (x + self.ffn(x))[:, None, :]
 
 
@@ -112,22 +115,43 @@ class SlotSSM(eqx.Module):
         inputs: Float[Array, "time height width channel"],
         *,
         state: SlotSSMState | None = None,
-        reset: Bool[Array, ""] | None = None,
+        reset: Bool[Array, ""] | Bool[Array, " time"] | None = None,
         key: PRNGKeyArray | None = None,
     ) -> SlotSSMOutput:
         """All frames at once, after those that made `state`; where `reset` is True it is forgotten first.
 
+        With a `reset` for every frame, everything before a frame is forgotten where it is True, as between videos that
+        follow one another; the blocks then run frame by frame, encoder and decoder still over all frames at once.
         A `key` draws the noise of noisy class tokens, if the configuration has them.
         """
-        if state is not None and reset is not None:
-            state = jax.tree.map(lambda new, old: jnp.where(reset, new, old), self.init_state(), state)
+        inside = reset is not None and reset.ndim == 1
+        if state is None and inside:
+            state = self.init_state()
+        elif state is not None and reset is not None and not inside:
+            state = _where(reset, self.init_state(), state)
         first = jnp.int32(0) if state is None else state.frames
-        tokens = self.encode(inputs, first, key=key)
-        carried = self.stack(tokens, None if state is None else state.blocks)
+        if state is not None and reset is not None and inside:
+            first, frames = _numbers(reset, first)
+            tokens = self.encode(inputs, first, key=key)
+            carried = self._frame_by_frame(tokens, reset, state)
+        else:
+            tokens, frames = self.encode(inputs, first, key=key), first + len(inputs)
+            carried = self.stack(tokens, None if state is None else state.blocks)
         slots = self._split(carried.slots)
         decoded = self.decode(slots[-1]) if self.config.decode == "last" else jax.vmap(self.decode)(slots)
-        after = SlotSSMState(carried.state, first + len(inputs))
-        return SlotSSMOutput(slots, decoded, carried.attention, after)
+        return SlotSSMOutput(slots, decoded, carried.attention, SlotSSMState(carried.state, frames))
+
+    def _frame_by_frame(self, tokens: Array, reset: Array, state: SlotSSMState) -> Carried:
+        """The blocks over the tokens of all frames, their states made new before each frame where `reset` is True."""
+        new = self.stack.init_state()
+
+        def one(blocks: Any, now: tuple[Array, Array]):
+            tokens, forget = now
+            carried = self.stack.step(tokens, _where(forget, new, blocks))
+            return carried.state, (carried.slots, carried.attention)
+
+        blocks, (slots, attention) = jax.lax.scan(one, state.blocks, (tokens, reset))
+        return Carried(slots, attention, blocks)
 
     @explained(frame="{resolution} {resolution} {in_channels}")
     def step(
@@ -140,7 +164,7 @@ class SlotSSM(eqx.Module):
     ) -> tuple[Float[Array, "slot slot_dim"], SlotSSMState]:
         """The slots after one more frame; `decode` paints them."""
         if reset is not None:
-            state = jax.tree.map(lambda new, old: jnp.where(reset, new, old), self.init_state(), state)
+            state = _where(reset, self.init_state(), state)
         tokens = self.encode(frame[None], state.frames, key=key)[0]
         carried = self.stack.step(tokens, state.blocks)
         return self._split(carried.slots), SlotSSMState(carried.state, state.frames + 1)
@@ -148,11 +172,11 @@ class SlotSSM(eqx.Module):
     def encode(
         self,
         inputs: Float[Array, "time height width channel"],
-        first: Int[Array, ""],
+        first: Int[Array, ""] | Int[Array, " time"],
         *,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "time token token_dim"]:
-        """The tokens of every frame; `first` is the number of the first one (only "patch" looks at it)."""
+        """The tokens of every frame; `first` is the number of the first one, or of each (only "patch" looks at it)."""
         x = self.normalised(inputs).astype(self.stack.start.dtype)  # bfloat16 models compute in bfloat16
         if isinstance(self.encoder, PatchEncoder):
             return self.encoder(x, first)
@@ -257,6 +281,18 @@ class SlotSSM(eqx.Module):
     def _split(self, slots: Float[Array, "*time slot dim"]) -> Float[Array, "*time out_slot slot_dim"]:
         c = self.config
         return slots if c.split == 1 else slots.reshape(*slots.shape[:-2], c.out_slots, c.slot_dim)
+
+
+def _where(reset: Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda new, old: jnp.where(reset, new, old), new, old)
+
+
+def _numbers(reset: Bool[Array, " time"], first: Int[Array, ""]) -> tuple[Int[Array, " time"], Int[Array, ""]]:
+    """The number of every frame since the last reset (`first` is that of frame 0 without one), and of the next."""
+    times = jnp.arange(len(reset))
+    last = jax.lax.cummax(jnp.where(reset, times, -1))
+    numbers = jnp.where(last < 0, first + times, times - last)
+    return numbers, numbers[-1] + 1
 
 
 def _imagenet(like: Array) -> tuple[Array, Array]:

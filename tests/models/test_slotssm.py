@@ -135,6 +135,41 @@ def test_each_item_of_a_batch_forgets_by_itself():
     assert out.state.frames.tolist() == [2, 5]
 
 
+@pytest.mark.parametrize("mixer", ["mamba1", "attention"])
+def test_videos_that_follow_one_another_are_as_by_themselves(mixer):
+    """Also against steps, with the place in the grid counted anew; the first frames go on from a state."""
+
+    @eqx.filter_jit
+    def run(model, video):
+        before = model(video[:1]).state
+        reset = jnp.asarray([False, False, True, False, False, True])
+        whole = model(video[1:], state=before, reset=reset)
+        parts = [model(video[1:3], state=before), model(video[3:6]), model(video[6:])]
+
+        def step(state, now):
+            slots, state = model.step(now[0], state, reset=now[1])
+            return state, slots
+
+        return (
+            whole,
+            parts,
+            jax.lax.scan(step, before, (video[1:], reset)),
+            model(video, reset=jnp.zeros(7, bool)),
+        )
+
+    model, video = build(mixer=mixer, blocks=2 if mixer == "mamba1" else 1), clip()
+    whole, parts, (state, slots), never = run(model, video)
+    assert_close(whole.slots, jnp.concatenate([p.slots for p in parts]), rtol=1e-5, what="parts")
+    assert_close(whole.slots, slots, rtol=1e-5, what="steps")
+    for share, *others in zip(whole.attention, *(p.attention for p in parts), strict=True):
+        assert_close(share, jnp.concatenate(others), rtol=1e-5, what="attention")
+    for a, b, c in zip(*(jax.tree.leaves(s) for s in (whole.state, parts[-1].state, state)), strict=True):
+        assert a.dtype == b.dtype
+        assert_close(a, c, rtol=1e-5, what="state of steps")
+        assert_close(a, b, rtol=1e-5, what="state")
+    assert int(whole.state.frames) == 1 and int(never.state.frames) == 7
+
+
 def test_slots_are_equal_but_for_their_start():
     """Another order of the learned slots is another order of everything."""
     model, order = build(mixer="mamba2", cross_heads=2), jnp.asarray([2, 0, 1])
