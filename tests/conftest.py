@@ -1,6 +1,7 @@
 """Every test runs on four forced CPU devices, with strict dtype promotion and no silent rank promotion."""
 
 import os
+import sys
 from pathlib import Path
 
 
@@ -8,6 +9,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _FLAG = "--xla_force_host_platform_device_count"
 if _FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=4".strip()
+
+# The shape checks rewrite every module of slotzoo, which takes three seconds unless the bytecode is kept. The tests
+# start a hundred processes, so they keep it where the environment says not to.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
