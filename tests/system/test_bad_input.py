@@ -1,10 +1,14 @@
 """Whatever is wrong, a command says it in one sentence: what, where, and what to do."""
 
+import contextlib
+import io
 import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+import experiments.train
 from tests.system.commands import DATA, MODEL, Place
 
 
@@ -43,14 +47,21 @@ CONFIGURATION = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGURATION)
-def test_configuration(bare, name):
+def test_configuration(monkeypatch, tmp_path, name):
+    """The command's own `main`, in this process: starting one takes seconds, and the tests below start theirs."""
     arguments, parts = CONFIGURATION[name]
-    line = sentence(bare.call("train", *MODEL, *arguments, code=2))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train", *MODEL, *arguments])
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        with pytest.raises(SystemExit) as left:
+            experiments.train.main()
+    assert left.value.code == 2, output.getvalue()
+    line = sentence(output.getvalue())
     for part in parts:
         assert part in line
-    assert not (bare.folder / "cache").exists(), "something was made before the mistake was said"
+    assert not (tmp_path / "cache").exists(), "something was made before the mistake was said"
 
 
 def test_missing_experiment(bare):
