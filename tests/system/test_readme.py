@@ -112,3 +112,12 @@ def test_table_of_exit_codes():
     codes = re.findall(r"^\| (\d+) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
     named = [0, cli.EXIT_CONFIG, cli.EXIT_FAILED, cli.EXIT_NONFINITE, STOPPED_EXIT_CODE]
     assert [int(code) for code in codes] == named
+
+
+def test_table_of_suites():
+    from experiments.benchmark import suites
+
+    section = (ROOT / "README.md").read_text().partition("## Benchmarks")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `") and "suite=" not in line]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert len(named) >= 10 and named <= set(suites())
