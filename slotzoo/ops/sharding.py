@@ -39,11 +39,16 @@ def per_device(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     Its arrays have no batch axis yet and count as replicated; the one that `batch_map` adds stays sharded.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
+    if not over_devices():
         return fn
     # No replication check: a kernel does not declare over which axes its result varies.
     return jax.shard_map(fn, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False)
+
+
+def over_devices() -> bool:
+    """Whether the compiler spreads what is computed here over several devices of the ambient mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not (mesh.empty or mesh.size == 1 or mesh.manual_axes)
 
 
 def _batch_size(args: tuple[Any, ...], in_axes: Any) -> int:
