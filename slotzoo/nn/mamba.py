@@ -6,6 +6,7 @@ Modeling with Selective State Spaces, 2023, section 3.4; Dao and Gu, Transformer
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import equinox as eqx
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from slotzoo.errors import ConfigError
+from slotzoo.nn.activations import activation
 from slotzoo.nn.linear import Linear
 from slotzoo.nn.mixer import AbstractMixer
 from slotzoo.nn.torch_init import TORCH_UNIFORM, torch_biases
@@ -21,8 +23,16 @@ from slotzoo.ops.selective_scan import selective_scan, selective_step
 from slotzoo.ops.ssd import ssd, ssd_step
 
 
+# Ends in a division, so that XLA stores it: what ends in a product it would compute again, convolution and all, for
+# every entry of the state that a step of Mamba-2 reads it for.
+SILU = activation("swish")
+Convolve = Callable[[Array, Array], tuple[Array, Array]]
+
+
 class MambaState(NamedTuple):
-    """What a mixer keeps of the past: the last inputs of its convolution, the newest last, and the states (float32)."""
+    """What a mixer keeps of the past: the last inputs of its convolution, the newest last, and the states (float32):
+    of Mamba-1 (slot, state, channel), as its steps run fastest, of Mamba-2 (slot, head, head_dim, state).
+    """
 
     conv: Float[Array, "slot past channel"]
     ssm: Float[Array, "slot ..."]
@@ -58,6 +68,17 @@ class CausalConv(eqx.Module):
         if self.bias is not None:
             y = y + self.bias.astype(x.dtype)[None, None, :]
         return y, jnp.moveaxis(whole[time:], 0, 1).astype(past.dtype)
+
+    def step(
+        self, x: Float[Array, "slot channel"], past: Float[Array, "slot past channel"]
+    ) -> tuple[Float[Array, "slot channel"], Float[Array, "slot past channel"]]:
+        """The same for one input, without an axis of time to move."""
+        whole = jnp.concatenate([past.astype(x.dtype), x[:, None]], axis=1)
+        y = sum(whole[:, k] * self.weight[k].astype(x.dtype)[None, :] for k in range(1, self.width))
+        y = y + whole[:, 0] * self.weight[0].astype(x.dtype)[None, :]
+        if self.bias is not None:
+            y = y + self.bias.astype(x.dtype)[None, :]
+        return y, whole[:, 1:].astype(past.dtype)
 
 
 class GatedRMSNorm(eqx.Module):
@@ -153,13 +174,13 @@ class Mamba(AbstractMixer):
 
     def init_state(self, slots: int) -> MambaState:
         past = jnp.zeros((slots, self.conv.width - 1, self.inner), self.in_proj.weight.dtype)
-        return MambaState(past, jnp.zeros((slots, self.inner, self.state)))
+        return MambaState(past, jnp.zeros((slots, self.state, self.inner)))
 
     def __call__(
         self, x: Float[Array, "time slot {self.dim}"], state: MambaState | None = None
     ) -> tuple[Float[Array, "time slot {self.dim}"], MambaState]:
         state = self.init_state(x.shape[1]) if state is None else state
-        h, z, delta, b, c, past = self._inputs(x, state.conv)
+        h, z, delta, b, c, past = self._inputs(x, state.conv, self.conv)
 
         def scan(h, z, delta, b, c, start):
             y, last = selective_scan(
@@ -172,9 +193,9 @@ class Mamba(AbstractMixer):
                 z=z,
                 delta_bias=self._delta_bias,
                 delta_softplus=True,
-                initial_state=start,
+                initial_state=start.T,
             )
-            return y, last
+            return y, last.T
 
         y, ssm = jax.vmap(scan, (1, 1, 1, 1, 1, 0), (1, 0))(h, z, delta, b, c, state.ssm)
         return self.out_proj(y), MambaState(past, ssm)
@@ -182,7 +203,7 @@ class Mamba(AbstractMixer):
     def step(
         self, x: Float[Array, "slot {self.dim}"], state: MambaState
     ) -> tuple[Float[Array, "slot {self.dim}"], MambaState]:
-        h, z, delta, b, c, past = self._inputs(x[None], state.conv)
+        h, z, delta, b, c, past = self._inputs(x, state.conv, self.conv.step)
 
         def one(h, z, delta, b, c, start):
             y, last = selective_step(
@@ -191,15 +212,15 @@ class Mamba(AbstractMixer):
                 self._a,
                 b,
                 c,
-                start,
+                start.T,
                 D=self.d.astype(jnp.float32),
                 z=z,
                 delta_bias=self._delta_bias,
                 delta_softplus=True,
             )
-            return y, last
+            return y, last.T
 
-        y, ssm = jax.vmap(one)(h[0], z[0], delta[0], b[0], c[0], state.ssm)
+        y, ssm = jax.vmap(one)(h, z, delta, b, c, state.ssm)
         return self.out_proj(y), MambaState(past, ssm)
 
     @property
@@ -211,11 +232,13 @@ class Mamba(AbstractMixer):
         assert self.dt_proj.bias is not None
         return self.dt_proj.bias.astype(jnp.float32)
 
-    def _inputs(self, x: Array, past: Array) -> tuple[Array, Array, Array, Array, Array, Array]:
+    def _inputs(
+        self, x: Array, past: Array, convolve: Convolve
+    ) -> tuple[Array, Array, Array, Array, Array, Array]:
         """What the scan takes: x, z, delta without its bias, B, C; and the inputs that the convolution keeps."""
         h, z = jnp.split(self.in_proj(x), 2, axis=-1)
-        h, past = self.conv(h, past)
-        h = jax.nn.silu(h)
+        h, past = convolve(h, past)
+        h = SILU(h)
         dt, b, c = jnp.split(self.x_proj(h), [self.rank, self.rank + self.state], axis=-1)
         return h, z, dt @ self.dt_proj.weight.astype(dt.dtype), b, c, past
 
@@ -305,7 +328,7 @@ class Mamba2(AbstractMixer):
         self, x: Float[Array, "time slot {self.dim}"], state: MambaState | None = None
     ) -> tuple[Float[Array, "time slot {self.dim}"], MambaState]:
         state = self.init_state(x.shape[1]) if state is None else state
-        linear, z, h, b, c, dt, past = self._inputs(x, state.conv)
+        linear, z, h, b, c, dt, past = self._inputs(x, state.conv, self.conv)
 
         def scan(h, dt, b, c, start):
             y, last = ssd(
@@ -329,7 +352,7 @@ class Mamba2(AbstractMixer):
     def step(
         self, x: Float[Array, "slot {self.dim}"], state: MambaState
     ) -> tuple[Float[Array, "slot {self.dim}"], MambaState]:
-        linear, z, h, b, c, dt, past = self._inputs(x[None], state.conv)
+        linear, z, h, b, c, dt, past = self._inputs(x, state.conv, self.conv.step)
 
         def one(h, dt, b, c, start):
             y, last = ssd_step(
@@ -346,23 +369,24 @@ class Mamba2(AbstractMixer):
             )
             return y, last
 
-        y, ssm = jax.vmap(one)(h[0], dt[0], b[0], c[0], state.ssm)
-        linear = None if linear is None else linear[0]
-        return self._output(y, z[0], linear), MambaState(past, ssm)
+        y, ssm = jax.vmap(one)(h, dt, b, c, state.ssm)
+        return self._output(y, z, linear), MambaState(past, ssm)
 
     @property
     def _a(self) -> Array:
         return -jnp.exp(self.a_log.astype(jnp.float32))
 
-    def _inputs(self, x: Array, past: Array) -> tuple[Array | None, Array, Array, Array, Array, Array, Array]:
+    def _inputs(
+        self, x: Array, past: Array, convolve: Convolve
+    ) -> tuple[Array | None, Array, Array, Array, Array, Array, Array]:
         """The branch without a state, z, what the scan takes, and the inputs that the convolution keeps."""
         mixed = self.ssm_dim + 2 * self.groups * self.state
         sizes = [self.linear_dim, self.linear_dim, self.ssm_dim, mixed]
         edges = [sum(sizes[: i + 1]) for i in range(len(sizes))]
         gate, linear, z, xbc, dt = jnp.split(self.in_proj(x), edges, axis=-1)
-        xbc, past = self.conv(xbc, past)
+        xbc, past = convolve(xbc, past)
         width = self.groups * self.state
-        h, b, c = jnp.split(jax.nn.silu(xbc), [self.ssm_dim, self.ssm_dim + width], axis=-1)
+        h, b, c = jnp.split(SILU(xbc), [self.ssm_dim, self.ssm_dim + width], axis=-1)
         h = h.reshape(*h.shape[:-1], self.heads, self.head_dim)
         b, c = (y.reshape(*y.shape[:-1], self.groups, self.state) for y in (b, c))
         return (jax.nn.silu(gate) * linear if self.linear_dim else None), z, h, b, c, dt, past
