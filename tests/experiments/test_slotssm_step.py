@@ -1,0 +1,50 @@
+"""The suite of SlotSSM's steps, at sizes that take no time."""
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.benchmarks import image_torch, slotssm_step
+from experiments.schema import BenchmarkSettings
+from tests.tolerance import assert_close
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly():
+    """Programs that run once need no optimisation."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    sizes = dict(resolution=8, out_resolution=8, encoder_dim=8, token_dim=8, dim=8, decoder_dim=8, num_slots=2)
+    sizes |= dict(
+        blocks=1, encoder_layers=1, decoder_layers=1, ssm_head_dim=8, encoder_heads=1, decoder_heads=1
+    )
+    monkeypatch.setitem(slotssm_step.SIZES, "tiny", {**sizes, "slot_heads": 1})
+    monkeypatch.setattr(slotssm_step, "MIXERS", {"mamba2": {"mixer": "mamba2", "ssm_state": 4}})
+    monkeypatch.setattr(slotssm_step, "FRAMES", 3)
+    monkeypatch.setattr(image_torch, "installed", lambda: False)
+
+
+@pytest.mark.slow
+def test_measures_training_and_every_part_of_a_stream(small):
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counters with floats
+        rows, columns = slotssm_step.run(BenchmarkSettings(suite="slotssm_step", scale="tiny", repeats=1))
+    assert [(row["what"], row["part"]) for row in rows] == [
+        ("train step", "model"),
+        *(("stream", part) for part in slotssm_step.PARTS),
+    ]
+    assert set().union(*rows) - {"batch", "frames"} == set(columns) - {"torch_s", "over_torch"}
+    assert all(row["frame_share"] > 0 and row["scan_share"] > 0 for row in rows[1:])
+
+
+def test_what_is_carried_goes_on():
+    seen = []
+    call = slotssm_step.carried(lambda x, y: (x + y, seen.append(float(x))), (np.float32(1.0),), 2.0, calls=2)
+    call()
+    call()
+    assert_close(np.asarray(seen), np.asarray([1.0, 3.0, 5.0, 7.0]), rtol=0.0, what="states")
