@@ -15,7 +15,13 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from slotzoo.data.sources.folders import checked_root, contents, files_fingerprint, provenance_of
+from slotzoo.data.sources.folders import (
+    checked_root,
+    contents,
+    files_fingerprint,
+    first_readable,
+    provenance_of,
+)
 from slotzoo.data.sources.mp4 import count_frames, read_frames
 from slotzoo.data.spec import FieldSpec, Provenance, Record, check_record
 from slotzoo.data.synthetic.clevrer import clevrer_spec
@@ -91,13 +97,9 @@ class ClevrerFiles:
     @functools.cached_property
     def _frame(self) -> tuple[int, int]:
         """Height and width of the first video that can be read; all must have them."""
-        problem: DataError | None = None
-        for path in self._files[:20]:
-            try:
-                return read_frames(path, 0, 1, str(path)).shape[1:3]
-            except DataError as error:
-                problem = problem or error
-        raise problem or DataError(f"{self._root}: no video can be read.")
+        return first_readable(self._files, lambda path: read_frames(path, 0, 1, str(path)), self._root)[
+            1
+        ].shape[1:3]
 
     def __len__(self) -> int:
         return len(self._files)

@@ -2,16 +2,20 @@
 otherwise."""
 
 import hashlib
+import itertools
 import json
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from slotzoo.data.spec import Provenance, Source
 from slotzoo.errors import DataError
 
 
+T = TypeVar("T")
+R = TypeVar("R")
 PROVENANCE = "provenance.json"
 # What reading an npz file raises when it is cut, garbage, or compressed in a way that zipfile does not know. An OSError
 # may have other reasons: `slotzoo.data.skipping.check_skippable` looks at its number.
@@ -46,6 +50,17 @@ def contents(folder: pathlib.Path, most: int = 6) -> str:
     return (
         "it holds " + ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
     )
+
+
+def first_readable(clips: Iterable[T], read: Callable[[T], R], root: pathlib.Path) -> tuple[T, R]:
+    """The first of twenty clips that `read` makes something of, and what: one bad file should not hide a whole set."""
+    problem: DataError | None = None
+    for clip in itertools.islice(clips, 20):
+        try:
+            return clip, read(clip)
+        except DataError as error:
+            problem = problem or error
+    raise problem or DataError(f"{root}: no clip can be read.")
 
 
 def provenance_of(root: pathlib.Path) -> Provenance:

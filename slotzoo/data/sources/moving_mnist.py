@@ -20,6 +20,7 @@ from slotzoo.data.sources.folders import (
     checked_root,
     clip_files,
     files_fingerprint,
+    first_readable,
     provenance_of,
 )
 from slotzoo.data.spec import FieldSpec, Provenance, Record, Source, check_record
@@ -176,20 +177,12 @@ class MovingMnistFiles:
 
     @functools.cached_property
     def _spec(self) -> dict[str, FieldSpec]:
-        problem: DataError | None = None
-        for index in range(min(20, len(self))):
-            try:
-                shape = self._load(index)[0].shape
-            except DataError as error:
-                problem = problem or error
-                continue
-            if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 1:
-                raise DataError(
-                    f"{self._where(index)}: 'data' has shape {shape}, expected (time, size, size, 1), square grey "
-                    "frames."
-                )
-            return moving_mnist_spec(shape[1])
-        raise problem or DataError(f"{self._root}: no clip can be read.")
+        index, shape = first_readable(range(len(self)), lambda index: self._load(index)[0].shape, self._root)
+        if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 1:
+            raise DataError(
+                f"{self._where(index)}: 'data' has shape {shape}, expected (time, size, size, 1), square grey frames."
+            )
+        return moving_mnist_spec(shape[1])
 
     @property
     def fingerprint(self) -> str:

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from slotzoo.data.sources.folders import UNREADABLE_NPZ, clip_files, files_fingerprint, provenance_of, short
+from slotzoo.data.sources.folders import (
+    UNREADABLE_NPZ,
+    clip_files,
+    files_fingerprint,
+    first_readable,
+    provenance_of,
+    short,
+)
 from slotzoo.data.spec import FieldSpec, Provenance, Record, check_record
 from slotzoo.data.synthetic.layout import ACTIONS
 from slotzoo.errors import DataError
@@ -136,17 +143,11 @@ class Mp4Source:
 
     @functools.cached_property
     def _spec(self) -> dict[str, FieldSpec]:
-        problem: DataError | None = None
-        for path in self._files[:20]:
-            try:
-                _, height, width, _ = read_frames(path, 0, 1, str(path)).shape
-            except DataError as error:
-                problem = problem or error
-                continue
-            if height != width:
-                raise DataError(f"{path}: its frames are {height} x {width} pixels, expected square ones.")
-            return world_spec(height)
-        raise problem or DataError(f"{self._root}: no clip can be read.")
+        path, frames = first_readable(self._files, lambda path: read_frames(path, 0, 1, str(path)), self._root)
+        _, height, width, _ = frames.shape
+        if height != width:
+            raise DataError(f"{path}: its frames are {height} x {width} pixels, expected square ones.")
+        return world_spec(height)
 
     @property
     def fingerprint(self) -> str:

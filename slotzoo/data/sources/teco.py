@@ -10,7 +10,14 @@ from typing import Literal
 
 import numpy as np
 
-from slotzoo.data.sources.folders import UNREADABLE_NPZ, clip_files, files_fingerprint, provenance_of, short
+from slotzoo.data.sources.folders import (
+    UNREADABLE_NPZ,
+    clip_files,
+    files_fingerprint,
+    first_readable,
+    provenance_of,
+    short,
+)
 from slotzoo.data.spec import FieldSpec, Provenance, Record, check_record
 from slotzoo.data.synthetic.maze import dmlab_spec
 from slotzoo.errors import DataError
@@ -30,7 +37,6 @@ class TecoSource:
         self.provenance: Provenance = provenance_of(root)
         self.split: Split = split
         self._root = root
-        self._spec: dict[str, FieldSpec] | None = None
 
     def __repr__(self) -> str:
         return f"TecoSource({self.split!r}, clips={len(self)})"
@@ -38,23 +44,16 @@ class TecoSource:
     @property
     def spec(self) -> dict[str, FieldSpec]:
         """That of DMLab, at the frame size of the first clip that can be read."""
-        if self._spec is None:
-            problem = None
-            for path in self._files[:20]:
-                try:
-                    shape = self._load(path, str(path))["video"].shape
-                except DataError as error:
-                    problem = problem or error
-                    continue
-                if len(shape) != 4 or shape[1] != shape[2]:
-                    raise DataError(
-                        f"{path}: 'video' has shape {shape}, expected (time, size, size, 3), square RGB frames."
-                    )
-                self._spec = dmlab_spec(shape[1])
-                break
-            else:
-                raise problem or DataError(f"{self._root}: no clip can be read.")
         return self._spec
+
+    @functools.cached_property
+    def _spec(self) -> dict[str, FieldSpec]:
+        path, video = first_readable(self._files, lambda path: self._load(path, str(path))["video"], self._root)
+        if video.ndim != 4 or video.shape[1] != video.shape[2]:
+            raise DataError(
+                f"{path}: 'video' has shape {video.shape}, expected (time, size, size, 3), square RGB frames."
+            )
+        return dmlab_spec(video.shape[1])
 
     @functools.cached_property
     def _fingerprint(self) -> str:
