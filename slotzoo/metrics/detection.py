@@ -10,8 +10,6 @@ from jaxtyping import Bool, Float, Int
 THRESHOLDS = (float("inf"), 1.0, 0.5, 0.25, 0.125)
 # CLEVR's coordinates -3 to 3 are stored as 0 to 1.
 COORDINATE_RANGE = 6.0
-# The features of an object: position, then one-hot size, material, shape and colour, then whether it is one.
-FEATURES = {"coordinates": 3, "size": 2, "material": 2, "shape": 3, "colour": 8, "real": 1}
 
 
 def average_precision(

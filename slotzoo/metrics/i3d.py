@@ -15,7 +15,6 @@ from slotzoo.metrics.pickled import load_packaged
 
 
 SIZE = 224
-CLASSES = 400
 # The last pooling window spans two of the frames that are left after three halvings.
 MIN_FRAMES = 9
 BATCH_NORM_EPS = 1e-3

@@ -63,10 +63,6 @@ class SlotAttentionConfig:
         """The value of a white pixel."""
         return 1.0
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return (self.resolution, self.resolution, self.in_channels)
-
 
 class SlotDraws(NamedTuple):
     """The random numbers of one example, standard normal; None for learned initial slots."""

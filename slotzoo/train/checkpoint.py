@@ -32,8 +32,6 @@ from slotzoo.train.state import TrainState
 
 log = logging.getLogger(__name__)
 
-ITEMS = ("model", "optimizer", "ema")
-
 
 @dataclasses.dataclass(frozen=True)
 class Restored:

@@ -1,6 +1,6 @@
 """Where each array of the state lives, and initialising it right there."""
 
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,7 +12,6 @@ from slotzoo.errors import ConfigError, nearest
 from slotzoo.train.mesh import replicated
 
 
-ShardingStrategy = Literal["replicated", "fsdp"]
 STRATEGIES = ("replicated", "fsdp")
 # Splitting a small array costs more in communication than it saves in memory.
 FSDP_MINIMUM = 2**12
