@@ -151,22 +151,21 @@ EXAMPLES = {
 }
 
 
-def _made(name, key, overrides):
-    """The model, by a program that is compiled without optimisation: it runs once."""
+@pytest.fixture
+def compiled_quickly():
+    """Programs that run once, of which only finite numbers are asked, need no optimisation."""
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        return eqx.filter_jit(lambda key: registry.create_model(name, key=key, **overrides))(key)
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.mark.parametrize("name", registry.list_models())
-def test_tiny_forward_and_backward(name, key):
+def test_tiny_forward_and_backward(name, key, compiled_quickly):
     tiny = registry.tiny(name)
     config = registry.model_config(name, **tiny)
     assert config != registry.model_config(name), f"{name} was registered without a tiny variant"
-    model = _made(name, key, tiny)
+    model = eqx.filter_jit(lambda key: registry.create_model(name, key=key, **tiny))(key)
     example = EXAMPLES[type(config).__name__](config, key)
 
     @eqx.filter_jit
