@@ -6,7 +6,7 @@ parallel over time; `step` and `generate` carry one state per layer and cost the
 
 import dataclasses
 
-from slotzoo.models.registry import ModelCard, register
+from slotzoo.models.registry import FROM_MEMORY, ModelCard, register
 from slotzoo.models.video import VideoPixels, VideoTokens
 from slotzoo.models.video_config import ConvS5Config, PixelsConfig, TokensConfig
 
@@ -81,6 +81,7 @@ register(
         description=(
             "300 frames of 16 x 16 codes of a VQ-GAN, six actions; trained to predict open-loop with actions "
             "and on prediction without. FVD after 36 frames without actions, the rest after 144 with actions."
+            + FROM_MEMORY
         ),
     ),
     tiny={**_TOKENS_TINY, "open_loop_context": 12},
@@ -190,7 +191,7 @@ register(
             "ssim@100_to_1300": 0.678,
             "lpips@100_to_1300": 0.23,
         },
-        description="64 x 64 frames with two digits; 100 context frames, up to 1200 generated.",
+        description="64 x 64 frames with two digits; 100 context frames, up to 1200 generated." + FROM_MEMORY,
     ),
     tiny=_MNIST_TINY,
 )
@@ -217,7 +218,8 @@ register(
             "ssim@100_to_1300": 0.763,
             "lpips@100_to_1300": 0.162,
         },
-        description="64 x 64 frames with two digits; 100 context frames, up to 1200 generated. Half as wide.",
+        description="64 x 64 frames with two digits; 100 context frames, up to 1200 generated. Half as wide."
+        + FROM_MEMORY,
     ),
     tiny=_MNIST_TINY,
 )

@@ -19,6 +19,10 @@ from jaxtyping import PRNGKeyArray
 from slotzoo.errors import ConfigError, nearest
 
 
+# Ends the description of a card whose `metrics` were not read in the paper itself.
+FROM_MEMORY = " The published figures are from memory and to be checked against the paper."
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelCard:
     """What is known of a registered model.

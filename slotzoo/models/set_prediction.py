@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from slotzoo.errors import ConfigError
 from slotzoo.models.checks import explained
-from slotzoo.models.registry import ModelCard, register
+from slotzoo.models.registry import FROM_MEMORY, ModelCard, register
 from slotzoo.models.slot_attention import SlotDraws
 from slotzoo.nn.broadcast_decoder import PixelActivation, rectified
 from slotzoo.nn.linear import Linear
@@ -151,8 +151,7 @@ register(
         parameters=380_755,
         source="https://github.com/google-research/google-research/tree/master/slot_attention",
         metrics={"ap_inf": 0.943, "ap_1": 0.867, "ap_0.5": 0.560, "ap_0.25": 0.108, "ap_0.125": 0.009},
-        description="Average precision by distance, from memory and to be checked against the paper. No weights are "
-        "published.",
+        description="Average precision by distance. No weights are published." + FROM_MEMORY,
     ),
     tiny=dict(
         resolution=32,

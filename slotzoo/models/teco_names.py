@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from slotzoo.models.registry import ModelCard, register
+from slotzoo.models.registry import FROM_MEMORY, ModelCard, register
 from slotzoo.models.teco import TECO
 from slotzoo.models.teco_config import TECOConfig
 
@@ -82,7 +82,7 @@ def _register(
             metrics=metrics,
             description=(
                 "300 frames of 16 x 16 codes of a VQ-GAN, six actions; 8 x 8 latents with a MaskGIT prior, a tenth of "
-                "the frames counts in each step."
+                "the frames counts in each step." + FROM_MEMORY
             ),
         ),
         tiny=_TINY,

@@ -6,7 +6,7 @@ All are `VideoPixels` or `VideoTokens` (`video.py`); only the temporal core diff
 import dataclasses
 from typing import Any
 
-from slotzoo.models.registry import ModelCard, register
+from slotzoo.models.registry import FROM_MEMORY, ModelCard, register
 from slotzoo.models.video import VideoPixels, VideoTokens
 from slotzoo.models.video_config import (
     ConvLSTMConfig,
@@ -136,7 +136,7 @@ def _register(
         parameters=parameters,
         source=_SOURCE,
         metrics=metrics,
-        description=description,
+        description=description + FROM_MEMORY,
     )
     register(name, config, VideoTokens if tokens else VideoPixels, card, tiny=tiny)
 
