@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from slotzoo.errors import ConfigError, DataError, ShapeError, nearest
@@ -83,6 +84,9 @@ class SAViConfig:
     decoder_strides: tuple[int, ...] = (2, 2, 2, 1)
     targets: tuple[str, ...] = ("flow",)  # flow (as a colour), depth (log(1 + d)), rgb
     reduction: Literal["sum", "mean"] = "sum"  # of squared errors over a clip; the authors' is the sum
+    # With boxes or centres: how many slots are painted, the background's among them. Those of objects that no clip has
+    # begin and stay as copies of the background's, and are given its picture: the same outputs for less work.
+    painted: int | None = None
     remat: bool = False  # decode frame by frame, and again for the gradient: far less memory
 
     @property
@@ -193,7 +197,8 @@ class SAVi(eqx.Module):
     ) -> TrackState:
         """The state before the first frame. `conditions`: boxes `(y_low, x_low, y_high, x_high)` or centres of the
         objects of the first frame from 0 to 1, zeros for absent ones; or its label map. Noise, where slots are drawn,
-        comes from `draws` or `key`.
+        comes from `draws` or `key`. Where an object has one of the slots that are not `painted`, all slots are NaN
+        under `jit`; otherwise that **raises** DataError.
         """
         kind, first = self.config.conditioning, self.initializer
         if (conditions is None) != (kind is None):
@@ -219,6 +224,14 @@ class SAVi(eqx.Module):
                         f"got {conditions.dtype} {tuple(conditions.shape)}."
                     )
                 slots = first(conditions)
+                if self.config.painted is not None:
+                    unseen = jnp.any(conditions[self.config.painted - 1 :] != 0)
+                    if not isinstance(unseen, Tracer) and unseen:
+                        raise DataError(
+                            f"SAVi: {len(conditions)} objects are told, and with painted={self.config.painted} only "
+                            f"the first {self.config.painted - 1} are painted; make it larger or leave it out."
+                        )
+                    slots = jnp.where(unseen, jnp.nan, slots)
             case SegmentSlots():
                 assert conditions is not None
                 wanted = (self.config.height, self.config.width)
@@ -286,9 +299,8 @@ class SAVi(eqx.Module):
     ) -> tuple[dict[str, Float[Array, "time height width channel"]], Float[Array, "time slot height width"]]:
         """Targets and masks of slots, corrected or predicted ones."""
         slots = slots.astype(self.decoder.alpha.weight.dtype)
-        if self.config.remat:
-            return jax.lax.map(jax.checkpoint(lambda x: self.decoder(x)), slots)
-        return jax.vmap(self.decoder)(slots)
+        one = lambda x: self.decoder(x, self.config.painted)
+        return jax.lax.map(jax.checkpoint(one), slots) if self.config.remat else jax.vmap(one)(slots)
 
     def imagine(self, state: TrackState, frames: int) -> Float[Array, "{frames} slot dim"]:
         """The slots of `frames` frames that nobody has seen: `state.slots`, and what is predicted of each other."""
@@ -406,6 +418,14 @@ def _check(c: SAViConfig) -> None:
     sizes = (c.height, c.width, c.in_channels, c.num_slots, c.slot_dim, c.iterations, c.decoder_grid)
     if min(sizes) < 1:
         raise ConfigError(f"SAVi: every size must be at least 1, got {c}.")
+    if c.painted is not None and (
+        c.painted < 1 or c.conditioning not in ("boxes", "centers") or c.background != 0
+    ):
+        raise ConfigError(
+            f"SAVi: painted={c.painted} with conditioning={c.conditioning!r} and background={c.background}: slots are "
+            "copies of the background's where objects are told by boxes or centres and background=0, as are absent "
+            "ones; paint at least one slot, or leave painted out."
+        )
     for name in c.targets:
         if name not in CHANNELS:
             known = ", ".join(CHANNELS)

@@ -5,6 +5,7 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from slotzoo.errors import ConfigError
@@ -65,10 +66,17 @@ class TrackDecoder(eqx.Module):
         return math.prod(layer.stride for layer in self.convs.layers)
 
     def __call__(
-        self, slots: Float[Array, "slot {self.dim}"]
+        self, slots: Float[Array, "slot {self.dim}"], painted: int | None = None
     ) -> tuple[dict[str, Float[Array, "height width channel"]], Float[Array, "slot height width"]]:
-        """The targets of one frame, and the masks (float32)."""
-        readings, alpha = self._read(slots)
+        """The targets of one frame, and the masks (float32).
+
+        Where all slots from `painted` on are copies of the first, they need not be painted to be mixed in.
+        """
+        painted = len(slots) if painted is None else min(painted, len(slots))
+        readings, alpha = self._read(slots[:painted])
+        if painted < len(slots):
+            whose = np.where(np.arange(len(slots)) < painted, np.arange(len(slots)), 0)
+            readings, alpha = readings[whose], alpha[whose]
         masks = jax.nn.softmax(alpha.astype(jnp.float32), axis=0)
         mixed = (masks[..., None] * readings.astype(jnp.float32)).sum(0)
         return self._split(mixed.astype(readings.dtype)), masks

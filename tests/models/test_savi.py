@@ -105,6 +105,39 @@ def test_whole_clip_slices_and_single_frames_agree(make, buffer, video):
             np.testing.assert_allclose(a, b, atol=2e-5)
 
 
+def test_slots_of_absent_objects_are_painted_with_the_background(video):
+    """The same masks, slots, predictions and gradient as with every slot painted; none that is needed is left out."""
+    boxes = jnp.concatenate([BOXES, jnp.zeros((3, 4))])
+
+    @eqx.filter_jit
+    def run(model):
+        def loss(model):
+            out = model(video[:3], boxes)
+            return jnp.sum(jnp.square(out.predictions["flow"] - video[1:4])), out
+
+        gradient, out = eqx.filter_grad(loss, has_aux=True)(model)
+        return out, gradient, model.init_state(boxes[:3].at[2].set(0.5)).slots
+
+    out, gradient, _ = run(with_memory())
+    few, its_gradient, beyond = run(with_memory(painted=3))
+    assert out.masks.shape == (3, 6, 8, 12)
+    for name in ("slots", "masks", "attention"):
+        np.testing.assert_allclose(getattr(few, name), getattr(out, name), atol=2e-5)
+    np.testing.assert_allclose(few.predictions["flow"], out.predictions["flow"], atol=2e-5)
+    # Of biases that a softmax does not see the gradient is rounding alone, so the largest one sets the scale.
+    gradients = [jax.tree.leaves(g) for g in (its_gradient, gradient)]
+    scale = max(float(jnp.abs(g).max()) for g in gradients[1])
+    for a, b in zip(*gradients, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * scale)
+    assert jnp.isnan(beyond).all()
+    with pytest.raises(DataError, match="3 objects are told, and with painted=3 only the first 2 are painted"):
+        with_memory(painted=3).init_state(boxes[:3].at[2].set(0.5))
+    wrong: list[dict[str, Any]] = [dict(conditioning="segmentation"), dict(background=None), dict(painted=0)]
+    for options in wrong:
+        with pytest.raises(ConfigError, match="copies of the background's where objects are told by boxes"):
+            savi(**(dict(painted=3) | options))
+
+
 def test_memory_has_its_length(video):
     """A memory of two frames forgets the third last; one that is dropped between calls forgets all."""
 
