@@ -1,7 +1,7 @@
-"""Slot Attention and SLATE in PyTorch's eager mode, for comparison where torch is installed. Nothing needs it.
+"""The image models in PyTorch's eager mode, for comparison where torch is installed. Nothing needs it.
 
 The networks of `slotzoo.models`, at the sizes of the suite `images`, written with torch's own layers the plain way:
-what a step of them costs on the machine that measures. GNM has no such twin.
+what a step of them costs on the machine that measures. GNM's network is in `image_torch_gnm.py`.
 """
 
 import importlib
@@ -11,6 +11,8 @@ import statistics
 import time
 from collections.abc import Callable
 from typing import Any
+
+from experiments.benchmarks import image_torch_gnm
 
 
 def installed() -> bool:
@@ -35,20 +37,21 @@ def median(*series: list[float]) -> float:
 
 
 def step(name: str, config: Any, batch: int) -> Callable[[], None]:
-    """A training step on one fixed batch: gradient, clipping where the published code clips, Adam."""
+    """A training step on one fixed batch: gradient, clipping where the published code clips, Adam or RMSprop."""
     torch: Any = importlib.import_module("torch")
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
     parts, loss = network(name, config)
     parameters = list(parts.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=4e-4 if name == "slot_attention" else 1e-4)
+    kind = torch.optim.RMSprop if name == "gnm" else torch.optim.Adam
+    optimizer = kind(parameters, lr=4e-4 if name == "slot_attention" else 1e-4)
     images = torch.rand(batch, 3, config.resolution, config.resolution)
     images = config.low + (config.high - config.low) * images
 
     def train() -> None:
         optimizer.zero_grad()
         loss(images).backward()
-        if name == "slate":
+        if name != "slot_attention":
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
 
@@ -57,7 +60,7 @@ def step(name: str, config: Any, batch: int) -> Callable[[], None]:
 
 def network(name: str, config: Any) -> tuple[Any, Callable[[Any], Any]]:
     """The parts of a network, and its loss as a function of images (batch, channel, height, width)."""
-    build = {"slot_attention": _slot_attention, "slate": _slate}[name]
+    build = {"slot_attention": _slot_attention, "slate": _slate, "gnm": image_torch_gnm.network}[name]
     return build(importlib.import_module("torch"), config)
 
 

@@ -4,7 +4,7 @@ The first three rows are the configurations of the recorded timings of object-di
 threads of an AMD EPYC, quiet): gradient, clipping where that code clips, and the optimiser's step, on one fixed
 batch. `recorded_s` is that figure. It was taken on another machine, so `ratio` says only roughly what a step gains.
 Where torch can be imported, `torch_s` is the same network in its eager mode in the same run, half of its steps
-before ours and half after, and `over_torch` how many times faster ours is; GNM has no such twin.
+before ours and half after, and `over_torch` how many times faster ours is.
 
 `decoder_remat` is Slot Attention's step with its slots decoded one after the other, over the plain one: `memory` is
 what XLA allocates, as a share. `generation` is SLATE's scan with keys and values kept, over one that runs the whole
@@ -94,7 +94,7 @@ def _step(name: str, config: Any, batch: int) -> timing.Program:
 
 def _step_row(name: str, paper: bool, repeats: int) -> dict[str, Any]:
     config, batch = _sizes(name, paper)
-    twin = image_torch.step(name, config, batch) if _has_twin(name, paper) else None
+    twin = None if paper or not image_torch.installed() else image_torch.step(name, config, batch)
     before = [] if twin is None else image_torch.seconds(twin, -(-repeats // 2))
     found = timing.measure({name: _step(name, config, batch)}, repeats)[name]
     row = {"row": f"{name} train step", "batch": batch, "resolution": config.resolution, **found.as_dict()}
@@ -102,10 +102,6 @@ def _step_row(name: str, paper: bool, repeats: int) -> dict[str, Any]:
         torch_s = image_torch.median(before, image_torch.seconds(twin, -(-repeats // 2)))
         row |= {"torch_s": torch_s, "over_torch": torch_s / found.median_s}
     return row if paper else row | {"recorded_s": RECORDED[name], "ratio": RECORDED[name] / found.median_s}
-
-
-def _has_twin(name: str, paper: bool) -> bool:
-    return name != "gnm" and not paper and image_torch.installed()
 
 
 def _remat_row(paper: bool, repeats: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from slotzoo.models.registry import model_card, model_config
 
 
 torch = pytest.importorskip("torch", reason="the networks to compare with are PyTorch's")
-NAMES = {"slot_attention": "slot_attention_clevr6", "slate": "slate_clevr6"}
+NAMES = {"slot_attention": "slot_attention_clevr6", "slate": "slate_clevr6", "gnm": "gnm_clevr6"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -18,12 +18,17 @@ def test_the_twin_has_as_many_parameters(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_twin_trains(name):
-    small = dict(decoder_grid=1) if name == "slot_attention" else dict(vocab_size=8)
-    config = model_config(NAMES[name], resolution=16, **small)
+    small = {
+        "slot_attention": dict(resolution=16, decoder_grid=1),
+        "slate": dict(resolution=16, vocab_size=8),
+        "gnm": dict(features=8, encoder_filters=(4, 4, 4, 4, 4, 4, 4, 4, 8)),
+    }
+    config = model_config(NAMES[name], **small[name])
     image_torch.step(name, config, 2)()
     parts, loss = image_torch.network(name, config)
-    value = loss(torch.rand(2, 3, 16, 16))
+    value = loss(torch.rand(2, 3, config.resolution, config.resolution))
     value.backward()
     assert math.isfinite(float(value.detach()))
     # The initial slots are on the other side of the steps without a gradient.
-    assert [name for name, p in parts.named_parameters() if p.grad is None] == ["slots.initial.weight"]
+    without = [] if name == "gnm" else ["slots.initial.weight"]
+    assert [name for name, p in parts.named_parameters() if p.grad is None] == without
