@@ -1,8 +1,10 @@
 """Random bits in bulk, for noise and dropout: Threefry as plain arithmetic, which XLA compiles into one loop."""
 
+import math
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray, UInt32
+from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 
 
 # Of Threefry 2x32, by the number of the round modulo 8.
@@ -29,6 +31,13 @@ def random_words(key: PRNGKeyArray, count: int) -> UInt32[Array, " count"]:
     # Without the barrier every block is computed twice, once for each of its words.
     first, second = jax.lax.optimization_barrier(_threefry(data, counter, jnp.full_like(counter, _TAG)))
     return jnp.concatenate([first, second])[:count]
+
+
+def gumbel_noise(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """`-log(-log(u))` with `u` uniform among the 2^23 middles of equal parts of (0, 1): from -2.8 to 16.6."""
+    words = random_words(key, math.prod(shape)).reshape(shape)
+    uniform = ((words >> jnp.uint32(9)).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-23)
+    return -jnp.log(-jnp.log(uniform))
 
 
 def _threefry(key: Array, x: Array, y: Array) -> tuple[Array, Array]:

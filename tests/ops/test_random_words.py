@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from slotzoo.ops import random_words as module
-from slotzoo.ops.random_words import random_words
+from slotzoo.ops.random_words import gumbel_noise, random_words
 
 
 # Key, counter, result: `threefry2x32 13` of Random123's kat_vectors.
@@ -36,6 +36,12 @@ def test_words_are_uniform_and_differ_between_keys():
     centred = words / 2.0**32 - 0.5
     assert abs((centred[0] * centred[1]).mean()) < 4 / 12 / 40_001**0.5
     assert len(np.unique(words)) > 80_000
+
+
+def test_gumbel_noise():
+    noise = np.sort(np.asarray(jax.jit(lambda key: gumbel_noise(key, (100, 200)))(jax.random.key(0))).ravel())
+    expected = np.exp(-np.exp(-noise))  # the distribution function at what was found, in order
+    assert np.abs(expected - (np.arange(20_000) + 0.5) / 20_000).max() < 1.63 / 20_000**0.5  # Kolmogorov, 1 %
 
 
 def test_other_generators_have_their_own_words():
