@@ -91,6 +91,8 @@ class TransformerTemporal(eqx.Module):
     def init_state(self, length: int | None = None) -> TransformerState | WindowState:
         """Room for `length` frames, the learned one in front being seen; a Performer's has no end.
 
+        What is predicted from more frames than there is room for is NaN.
+
         **Raises** `ShapeError` where a Transformer is not told the length.
         """
         if length is None:

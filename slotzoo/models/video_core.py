@@ -103,7 +103,7 @@ class VideoCore(eqx.Module):
         return self.decoder.head.weight.dtype
 
     def init_state(self, length: int | None = None) -> Any:
-        """The state before the first frame; a Transformer's has room for `length` frames."""
+        """The state before the first frame; a Transformer's has room for `length` frames, NaN comes after."""
         return self.temporal.init_state(length)
 
     def __call__(

@@ -115,12 +115,15 @@ class MultiHeadAttention(eqx.Module):
         empty = jnp.zeros((length, self.heads, self.head_dim), dtype)
         return KVCache(empty, empty, jnp.zeros((), jnp.int32))
 
-    def extend(self, x: Float[Array, "new dim"], cache: KVCache) -> tuple[Float[Array, "new out"], KVCache]:
-        """Causal self-attention of tokens that follow those in the cache: equal to the last rows of
-        `self(everything so far, causal=True)`.
+    def extend(
+        self, x: Float[Array, "new dim"], cache: KVCache, *, seen: Bool[Array, "new token"] | None = None
+    ) -> tuple[Float[Array, "new out"], KVCache]:
+        """Self-attention of tokens that follow those in the cache: equal to the last rows of
+        `self(everything so far, causal=True)`, or, with `seen`, to those under that mask.
 
-        Shapes do not change, so this can be the body of a `jax.lax.scan`. The caller counts: tokens beyond the
-        cache's length overwrite its last rows. **Raises** ShapeError where the new tokens alone are too many.
+        Shapes do not change, so this can be the body of a `jax.lax.scan`. How many tokens came before is not known
+        when this is compiled: beyond the cache's length the result is NaN, as there is no room for what is looked at.
+        **Raises** ShapeError where the new tokens alone are too many.
         """
         length = len(cache.key)
         if len(x) > length:
@@ -129,9 +132,11 @@ class MultiHeadAttention(eqx.Module):
         at = (cache.position, jnp.int32(0), jnp.int32(0))
         keys = jax.lax.dynamic_update_slice(cache.key, keys.astype(cache.key.dtype), at)
         values = jax.lax.dynamic_update_slice(cache.value, values.astype(cache.value.dtype), at)
-        seen = jnp.arange(length)[None, :] <= cache.position + jnp.arange(len(x))[:, None]
+        if seen is None:
+            seen = jnp.arange(length)[None, :] <= cache.position + jnp.arange(len(x))[:, None]
         y = self.attend(x, keys.astype(x.dtype), values.astype(x.dtype), mask=seen)
-        return y, KVCache(keys, values, cache.position + len(x))
+        end = cache.position + len(x)
+        return jnp.where(end <= length, y, jnp.nan), KVCache(keys, values, end)
 
     def _split(self, y: Array) -> Array:
         return y.reshape(len(y), self.heads, self.head_dim)

@@ -19,7 +19,7 @@ from slotzoo.nn.transformer import sinusoids
 class AttentionMixer(AbstractMixer):
     """Each slot attends to itself in all frames so far, whose number is added as sines: the mixer of a SlotTransformer.
 
-    Time and memory grow with the square of the frames; a stream has room for `length` of them.
+    Time and memory grow with the square of the frames; a stream has room for `length` of them, NaN comes after.
     """
 
     attention: MultiHeadAttention

@@ -96,7 +96,7 @@ class TransformerLayer(eqx.Module):
             h, state = self.attention.extend(h, state, frame=frame)
         else:
             assert isinstance(state, KVCache)
-            h, state = _attend_cached(self.attention, h, state, seen)
+            h, state = self.attention.extend(h, state, seen=seen)
         return self._mlp(x + h, [None, None]), state
 
     def _mlp(self, x: Array, keys: Sequence[PRNGKeyArray | None]) -> Array:
@@ -216,7 +216,7 @@ class Transformer(eqx.Module):
         """Tokens that follow those in the states: the last rows of a call with `frame`.
 
         They are one frame, or several of `frame` tokens each. Shapes do not change, so this can be the body of a
-        `jax.lax.scan`. The caller counts: tokens beyond a cache's length overwrite the last rows.
+        `jax.lax.scan`. Tokens beyond a cache's length come out as NaN.
         """
         start, new = states[0].position, len(x)
         frame = new if frame is None else frame
@@ -259,14 +259,3 @@ def frame_mask(frames: int, tokens: int) -> Bool[Array, "all all"]:
     """True where a token may look: at every token of its own frame and of all earlier ones (`tokens` per frame)."""
     number = jnp.arange(frames * tokens) // tokens
     return number[:, None] >= number[None, :]
-
-
-def _attend_cached(
-    attention: MultiHeadAttention, h: Array, cache: KVCache, seen: Array | None
-) -> tuple[Array, KVCache]:
-    keys, values = attention.project(h)
-    at = (cache.position, jnp.int32(0), jnp.int32(0))
-    keys = jax.lax.dynamic_update_slice(cache.key, keys.astype(cache.key.dtype), at)
-    values = jax.lax.dynamic_update_slice(cache.value, values.astype(cache.value.dtype), at)
-    y = attention.attend(h, keys.astype(h.dtype), values.astype(h.dtype), mask=seen)
-    return y, KVCache(keys, values, cache.position + len(h))

@@ -36,6 +36,18 @@ def test_cached_equals_parallel(use_bias, key):
         attend.extend(x, attend.init_cache(4))
 
 
+def test_more_tokens_than_the_cache_has_room_for_are_nan(key):
+    """Nothing can be raised while it runs, and the wrong numbers of an overwritten cache would look like right ones."""
+    attend = MultiHeadAttention(4, heads=2, key=key)
+    x = jax.random.normal(key, (6, 4))
+    step = jax.jit(lambda cache, token: attend.extend(token[None], cache)[::-1])
+    _, y = jax.lax.scan(step, attend.init_cache(4), x)
+    np.testing.assert_allclose(y[:4, 0], attend(x[:4], causal=True), rtol=1e-5, atol=1e-6)
+    assert np.isnan(y[4:]).all()
+    first, cache = attend.extend(x[:3], attend.init_cache(4), seen=jnp.ones((3, 4), bool))
+    assert np.isfinite(first).all() and np.isnan(attend.extend(x[3:5], cache)[0]).all()
+
+
 def test_cross_attention(key):
     attend = layer(context_dim=5, head_dim=3, out_dim=7)
     x, context = jax.random.normal(key, (6, 8)), jax.random.normal(key, (4, 5))
