@@ -37,6 +37,7 @@ COLUMNS = [
     "less_memory",
     "step_ms",
     "step_share",
+    "scan_share",
 ]
 
 Array = jax.Array
@@ -84,23 +85,36 @@ def programs(scan: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[...
     return forward, both
 
 
-def streamed(args: tuple[Array, ...]) -> timing.Program:
-    """One step with its state, the state carried as in a stream."""
+def streamed(args: tuple[Array, ...]) -> tuple[timing.Program, timing.Program]:
+    """One step with its state, and a scan of all of them; the state lies as (state, channel), as in a stream."""
     u, delta, a, b, c = args
-    step = jax.vmap(selective_step, in_axes=(*AXES, 0))
-    state = jnp.zeros((u.shape[0], *a.shape))
-    return step, (u[:, 0], delta[:, 0], a, b[:, 0], c[:, 0], state)
+
+    def one(u: Array, delta: Array, a: Array, b: Array, c: Array, state: Array) -> tuple[Array, Array]:
+        y, state = selective_step(u, delta, a, b, c, state.T)
+        return y, state.T
+
+    step: Callable[..., Any] = jax.vmap(one, in_axes=(*AXES, 0))
+
+    def scan(u: Array, delta: Array, a: Array, b: Array, c: Array, state: Array) -> Any:
+        advance = lambda state, x: step(x[0], x[1], a, x[2], x[3], state)[::-1]
+        return lax.scan(advance, state, tuple(jnp.swapaxes(x, 0, 1) for x in (u, delta, b, c)))
+
+    state = jnp.zeros((u.shape[0], *a.T.shape))
+    return (step, (u[:, 0], delta[:, 0], a, b[:, 0], c[:, 0], state)), (scan, (*args, state))
 
 
 def run(config: BenchmarkSettings) -> tuple[list[dict[str, Any]], list[str]]:
-    """One row for each size and implementation; `step_share` is a step's time over its share of the whole pass."""
+    """One row for each size and implementation; `step_share` is a step's time over its share of the whole pass, in
+    a call of its own (which a small one mostly consists of), `scan_share` that of steps in one `lax.scan`.
+    """
     rows = []
     for batch, time, channels, states in SIZES[config.scale]:
         args, gy = inputs(batch, time, channels, states)
         # What keeps the states of all steps is slow enough at length 256 to say so.
         names = ("chunked", "auto") if time > 256 else ("reference", "associative", "chunked", "auto")
         scans = {"published": published} | {name: ours(name) for name in names}
-        work: dict[str, timing.Program] = {"step": streamed(args)}
+        step, scanned = streamed(args)
+        work: dict[str, timing.Program] = {"step": step, "steps": scanned}
         for name, scan in scans.items():
             forward, both = programs(scan)
             work |= {f"{name} forward": (forward, args), f"{name} both": (both, (gy, *args))}
@@ -126,6 +140,7 @@ def run(config: BenchmarkSettings) -> tuple[list[dict[str, Any]], list[str]]:
                     "less_memory": baseline.peak_bytes / both.peak_bytes,
                     "step_ms": results["step"].median_s * 1e3,
                     "step_share": time / timing.speedup(results, "step", over=f"{name} forward"),
+                    "scan_share": 1 / timing.speedup(results, "steps", over=f"{name} forward"),
                 }
             )
             print(timing.table(rows[-1:], COLUMNS).splitlines()[-1], flush=True)
