@@ -162,7 +162,11 @@ class SlotSSM(eqx.Module):
         reset: Bool[Array, ""] | None = None,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "slot slot_dim"], SlotSSMState]:
-        """The slots after one more frame; `decode` paints them."""
+        """The slots after one more frame; `decode` paints them.
+
+        For a stream enclose the model and donate the state, which then stays where it is:
+        `jax.jit(lambda frame, state: model.step(frame, state), donate_argnums=1)`.
+        """
         if reset is not None:
             state = _where(reset, self.init_state(), state)
         tokens = self.encode(frame[None], state.frames, key=key)[0]
