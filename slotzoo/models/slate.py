@@ -23,6 +23,7 @@ from slotzoo.nn.dropout import dropout
 from slotzoo.nn.linear import Linear
 from slotzoo.nn.slate_transformer import TransformerDecoder
 from slotzoo.nn.slot_attention import SlotAttention, SlotAttentionOutput
+from slotzoo.ops.random_words import gumbel_noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +128,8 @@ class SLATE(eqx.Module):
         soft_key, codes_key, slots_key = jax.random.split(key, 3)
         grid = (c.side, c.side, c.vocab_size)
         return SLATEDraws(
-            jax.random.gumbel(soft_key, grid),
-            jax.random.gumbel(codes_key, grid),
+            gumbel_noise(soft_key, grid),
+            gumbel_noise(codes_key, grid),
             jax.random.normal(slots_key, (c.num_slots if slots is None else slots, c.slot_size)),
         )
 
@@ -152,12 +153,12 @@ class SLATE(eqx.Module):
         """The training's forward pass at `temperature`, that of `step` unless given. A `key` turns dropout on."""
         c = self.config
         tau = self.temperature(step) if temperature is None else temperature
-        log_p = self._encode(image)
-        z = gumbel_softmax(log_p, draws.soft, tau)
+        code_logits = self._encode(image)
+        z = gumbel_softmax(code_logits, draws.soft, tau)
         z = straight_through(z) if c.hard else z
         reconstruction = self.dvae.decode(z.astype(self.out.weight.dtype))
         # The largest of log_p + Gumbel noise is a sample of the codes, whatever the temperature.
-        codes = _largest(jax.lax.stop_gradient(log_p) + draws.codes).reshape(-1)
+        codes = _largest(jax.lax.stop_gradient(code_logits) + draws.codes).reshape(-1)
 
         embed_key, decoder_key = (None, None) if key is None else jax.random.split(key)
         embedded = dropout(self.embed(codes), c.dropout, embed_key)
@@ -289,8 +290,9 @@ class SLATE(eqx.Module):
         return jnp.broadcast_to(cells, (len(cells), side, PATCH, side, PATCH)).reshape(-1, size, size)
 
     def _encode(self, image: Array) -> Array:
+        """Logits of the codes: not normalised, which neither a softmax nor a maximum minds."""
         # The dtype of the parameters is the one to compute in, under bfloat16 as well; targets stay float32.
-        return self.dvae.encode(image.astype(self.out.weight.dtype))
+        return self.dvae.encoder.logits(image.astype(self.out.weight.dtype))
 
     def _slot_noise(self, key: Any, draws: Any, slots: int | None) -> Array:
         if draws is not None:

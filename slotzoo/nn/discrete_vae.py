@@ -62,10 +62,14 @@ class DVAEEncoder(eqx.Module):
         self.out = _conv(width, codes, 1, 1, bias=True, init=glorot_uniform(), key=out_key)
 
     def __call__(self, image: Float[Array, "height width channel"]) -> Float[Array, "height_4 width_4 code"]:
+        return jax.nn.log_softmax(self.logits(image), axis=-1)
+
+    def logits(self, image: Float[Array, "height width channel"]) -> Float[Array, "height_4 width_4 code"]:
+        """The log-probabilities up to a number for each place, float32."""
         x = image
         for block in self.blocks:
             x = block(x)
-        return jax.nn.log_softmax(self.out(x).astype(jnp.float32), axis=-1)
+        return self.out(x).astype(jnp.float32)
 
 
 class Upsampler(eqx.Module):
