@@ -18,7 +18,8 @@ from slotzoo.ops.dropout import keep_mask
 
 
 Implementation = Literal["auto", "xla", "cudnn"]
-AT_ONCE = 64  # queries of causal attention: of 256, five eighths of all pairs are computed
+AT_ONCE = 64  # the fewest queries of causal attention in a block: of 256, five eighths of all pairs are computed
+BLOCKS = 8  # and the most blocks of them, each of which is compiled: nine sixteenths of all pairs
 HIDDEN = -1e30  # the logit of what may not be seen; minus infinity would make NaN of rows that see nothing
 
 
@@ -88,8 +89,9 @@ class _Options(NamedTuple):
         queries, tokens = query.shape[1], key.shape[1]
         if not self.causal:
             return [_Rows(0, queries, tokens)]
-        ends = [min(end, queries) for end in range(AT_ONCE, queries + AT_ONCE, AT_ONCE)]
-        return [_Rows(max(end - 1, 0) // AT_ONCE * AT_ONCE, end, min(end, tokens)) for end in ends]
+        count = max(AT_ONCE, -(-queries // BLOCKS))
+        starts = range(0, max(queries, 1), count)
+        return [_Rows(i, min(i + count, queries), min(i + count, queries, tokens)) for i in starts]
 
     def logits(self, query: Array, key: Array) -> Array:
         scaled = (self.scale * query.astype(jnp.float32)).astype(query.dtype)
