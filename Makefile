@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: train test lint types clean
+# Scratch memory in large pages: a step on a CPU is up to a fifth faster. Read by Linux's C library when a process starts.
+train: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 train: $(READY)
 	$(BIN)/python -m experiments.train +exp=convs5_dmlab $(ARGS)
 
