@@ -18,7 +18,9 @@ from slotzoo.ops.dropout import keep_mask
 
 
 Implementation = Literal["auto", "xla", "cudnn"]
-AT_ONCE = 64  # the fewest queries of causal attention in a block: of 256, five eighths of all pairs are computed
+AT_ONCE = (
+    64  # the fewest queries of causal attention in a block: of 256, five eighths of all pairs are computed
+)
 BLOCKS = 8  # and the most blocks of them, each of which is compiled: nine sixteenths of all pairs
 HIDDEN = -1e30  # the logit of what may not be seen; minus infinity would make NaN of rows that see nothing
 
