@@ -31,7 +31,7 @@ def test_a_frame_is_cut_into_as_many_squares_as_asked():
         assert (config.resolution * grid, config.out_resolution) == (32, 32)
     with pytest.raises(ConfigError, match=r"frames of 32 x 32 pixels; .* model\.patch_grid=5 divides"):
         completed(settings("slotssm_bcb_earliest", "++model.patch_grid=5"))
-    with pytest.raises(ConfigError, match=r"model\.resolution=10 does not fit the data set, which has 16"):
+    with pytest.raises(ConfigError, match=r"model\.resolution=10 does not fit the data set, which has 32"):
         completed(settings("slotssm_bcb_earliest", "++model.resolution=10"))
 
 
