@@ -20,7 +20,7 @@ def assert_close(actual, expected, *, rtol: float, what: str = "array") -> None:
     assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, expected {expected.shape}"
     if actual.size == 0:
         return
-    kind = np.complex128 if np.iscomplexobj(expected) else np.float64
+    kind = np.complex128 if np.iscomplexobj(actual) or np.iscomplexobj(expected) else np.float64
     actual, expected = actual.astype(kind), expected.astype(kind)
     scale = max(float(np.abs(expected).max()), 1e-30)
     error = float(np.abs(actual - expected).max()) / scale
