@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from slotzoo.ops.turned import turned
+
 
 _TINY = 1e-15
 
@@ -95,15 +97,10 @@ def _lines_backward(kept, gradient: Array):
     n, row, channel, column = x.shape
     gradient = gradient.reshape(n, rows.shape[1], -1)
     d_rows = jnp.einsum("nhc,nic->nhi", gradient, across)
-    d_across = jnp.einsum("nih,nhc->nic", _turned(rows), gradient).reshape(n, row * channel, -1)
+    d_across = jnp.einsum("nih,nhc->nic", turned(rows), gradient).reshape(n, row * channel, -1)
     d_x = jnp.einsum("niw,nwj->nij", d_across, columns).reshape(x.shape)
-    d_columns = jnp.einsum("nji,niw->njw", _turned(x.reshape(n, row * channel, column)), d_across)
+    d_columns = jnp.einsum("nji,niw->njw", turned(x.reshape(n, row * channel, column)), d_across)
     return d_rows, jnp.swapaxes(d_columns, 1, 2), d_x
-
-
-def _turned(x: Array) -> Array:
-    # Behind a barrier: the compiler would put the transposition into the product, and take a slow program for it.
-    return jax.lax.optimization_barrier(jnp.swapaxes(x, 1, 2))
 
 
 resampled_lines.defvjp(_lines_forward, _lines_backward)

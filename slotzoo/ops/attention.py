@@ -9,12 +9,12 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from slotzoo.errors import ConfigError
 from slotzoo.ops.device import compiling_for_gpu, oldest_capability
 from slotzoo.ops.dropout import keep_mask
+from slotzoo.ops.turned import turned
 
 
 Implementation = Literal["auto", "xla", "cudnn"]
@@ -150,8 +150,8 @@ def _backward(options: _Options, kept, gradient: Array):
         left = options.dropped(weights, own)
         d_logits = (left * d_weights - weights * mean[:, at]).astype(query.dtype)
         # The narrow factor is the one to turn over: XLA's CPU compiler has no fast program for the other.
-        d_value = _added(d_value, product("hdq,hqk->hdk", _turned(given), left.astype(given.dtype)))
-        d_key = _added(d_key, product("hdq,hqk->hdk", _turned(asked), d_logits))
+        d_value = _added(d_value, product("hdq,hqk->hdk", turned(given), left.astype(given.dtype)))
+        d_key = _added(d_key, product("hdq,hqk->hdk", turned(asked), d_logits))
         parts.append(product("hqk,hkd->hqd", d_logits, seen))
     d_query = options.scale * jnp.concatenate(parts, 1)
     return (
@@ -169,11 +169,6 @@ def _each(options: _Options, query: Array, key: Array, dropout_key: Any) -> list
     if dropout_key is None or len(rows) == 1:
         return [(each, dropout_key) for each in rows]
     return list(zip(rows, jax.random.split(dropout_key, len(rows)), strict=True))
-
-
-def _turned(x: Array) -> Array:
-    # Behind a barrier: the compiler would put the transposition into the product again.
-    return lax.optimization_barrier(jnp.swapaxes(x, 1, 2))
 
 
 def _added(total: Array, turned: Array) -> Array:
