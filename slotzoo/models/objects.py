@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, Literal, NamedTuple
 
+import jax
 from jaxtyping import Array, Float
 
 
@@ -29,6 +30,10 @@ class TrackOutput(NamedTuple):
     # How the last step of the slots shared each token of the encoder among them: sums to 1 over slots.
     attention: Float[Array, "*time slot token"] | None
     state: Any  # to carry on with: of the model's own kind
+
+    def first(self) -> "TrackOutput":
+        """The first frame alone, without `time`, and the state as it is."""
+        return jax.tree.map(lambda x: x[0], self._replace(state=None))._replace(state=self.state)
 
 
 @dataclasses.dataclass(frozen=True)

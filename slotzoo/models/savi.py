@@ -291,8 +291,7 @@ class SAVi(eqx.Module):
     ) -> tuple[TrackOutput, TrackState]:
         """One frame: the output of a call without its `time` axis, and the state to go on with."""
         out = self(frame[None], state=state)
-        single = jax.tree.map(lambda x: x[0], out._replace(state=None))
-        return single._replace(state=out.state), out.state
+        return out.first(), out.state
 
     def decode(
         self, slots: Float[Array, "time slot dim"]

@@ -1,7 +1,6 @@
 """OC-SlotSSM as a model that follows objects: the face of SAVi and STATM for a SlotSSM that paints slot by slot."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
@@ -75,8 +74,7 @@ class SlotSSMTracker(eqx.Module):
     ) -> tuple[TrackOutput, SlotSSMState]:
         """One frame: the output of a call without its `time` axis, and the state to go on with."""
         out = self(frame[None], state=state)
-        single = jax.tree.map(lambda x: x[0], out._replace(state=None))
-        return single._replace(state=out.state), out.state
+        return out.first(), out.state
 
     def loss(
         self,
