@@ -11,6 +11,7 @@ enclosed and the state donated: nothing but these two is looked through at each 
 """
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.benchmarks import image_torch, slotssm_torch
+from experiments.benchmarks import image_torch, slotssm_torch, timing
 from experiments.schema import BenchmarkSettings
 from slotzoo.models.slotssm import SlotSSM
 from slotzoo.models.slotssm_config import SlotSSMConfig
@@ -91,7 +92,7 @@ def train_row(name: str, config: SlotSSMConfig, repeats: int, *, beside: bool) -
     if beside:
         row |= {
             "torch_s": statistics.median(found["torch"]),
-            "over_torch": ratio(found["torch"], found["ours"]),
+            "over_torch": timing.ratio(found["torch"], found["ours"]),
         }
     return row
 
@@ -128,7 +129,7 @@ def stream_row(name: str, part: str, config: SlotSSMConfig, repeats: int) -> dic
     for what, times in found.items():
         row[f"{what}_ms"] = statistics.median(times) / (1 if what == "parallel" else FRAMES) * 1e3
     for what in ("frame", "scan"):
-        row[f"{what}_share"] = ratio(found[what], found["parallel"])
+        row[f"{what}_share"] = timing.ratio(found[what], found["parallel"])
     return row
 
 
@@ -147,16 +148,13 @@ def carried(function: Callable[..., Any], state: tuple[Any, ...], *args: Any, ca
 
 def in_turns(calls: Mapping[str, Call], repeats: int) -> dict[str, list[float]]:
     """Seconds of each call in each round, after one round that is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeats + 1):
-        # Alternate the order, so that no call always follows the same neighbour.
-        for name in calls if turn % 2 == 0 else reversed(list(calls)):
-            start = time.perf_counter()
-            calls[name]()
-            times[name].append(time.perf_counter() - start)
-    return {name: series[1:] for name, series in times.items()}
 
+    def seconds(call: Call) -> float:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
 
-def ratio(slow: list[float], fast: list[float]) -> float:
-    """How many times longer the first takes: the median over rounds of the ratio within a round."""
-    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+    found = timing.in_turns(
+        {name: functools.partial(seconds, call) for name, call in calls.items()}, repeats + 1
+    )
+    return {name: series[1:] for name, series in found.items()}

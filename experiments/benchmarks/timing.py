@@ -75,11 +75,8 @@ def measure(
         _seconds(compiled[name], args, 1)  # the first call also loads the program
         calls[name] = max(1, min(1000, math.ceil(min_sample_s / max(_seconds(compiled[name], args, 1), 1e-7))))
 
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    for turn in range(repeats):
-        # Alternate the order, so that no program always follows the same neighbour.
-        for name in programs if turn % 2 == 0 else reversed(list(programs)):
-            times[name].append(_seconds(compiled[name], programs[name][1], calls[name]))
+    sampled = lambda name: lambda: _seconds(compiled[name], programs[name][1], calls[name])
+    times = in_turns({name: sampled(name) for name in programs}, repeats)
 
     return {
         name: Result(
@@ -96,8 +93,22 @@ def measure(
 
 def speedup(results: Mapping[str, Result], name: str, *, over: str) -> float:
     """How many times faster `name` is than `over`: the median over rounds of the ratio within a round."""
-    pairs = zip(results[over].times_s, results[name].times_s, strict=True)
-    return statistics.median(slow / fast for slow, fast in pairs)
+    return ratio(results[over].times_s, results[name].times_s)
+
+
+def in_turns(samples: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each sample gives in each round."""
+    found: dict[str, list[float]] = {name: [] for name in samples}
+    for turn in range(rounds):
+        # Alternate the order, so that none always follows the same neighbour.
+        for name in samples if turn % 2 == 0 else reversed(list(samples)):
+            found[name].append(samples[name]())
+    return found
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
+    """How many times longer the first takes: the median over rounds of the ratio within a round."""
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
 def copy_bandwidth(size_bytes: int = 2**28, repeats: int = 7) -> float:
