@@ -51,6 +51,15 @@ def pytest_runtest_teardown():
         jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def compiled_quickly():
+    """For tests whose programs run once, and so need no optimisation: `pytest.mark.usefixtures("compiled_quickly")`."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture
 def key():
     return jax.random.key(0)

@@ -5,7 +5,6 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
@@ -22,13 +21,7 @@ from slotzoo.viz import write_gif
 from tests.tasks.tracks import Follower, FollowerConfig
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """Programs that run once need no optimisation."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 def settings(name: str, *overrides: str) -> RunSettings:

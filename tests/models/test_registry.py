@@ -151,15 +151,6 @@ EXAMPLES = {
 }
 
 
-@pytest.fixture
-def compiled_quickly():
-    """Programs that run once, of which only finite numbers are asked, need no optimisation."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.mark.parametrize("name", registry.list_models())
 def test_tiny_forward_and_backward(name, key, compiled_quickly):
     tiny = registry.tiny(name)

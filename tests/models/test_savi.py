@@ -41,13 +41,7 @@ BOXES = jnp.asarray([[0.1, 0.1, 0.5, 0.4], [0.5, 0.3, 0.9, 0.8]])
 KEY = jax.random.key(0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """Programs that run once need no optimisation."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 @functools.cache

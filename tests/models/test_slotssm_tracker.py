@@ -15,13 +15,7 @@ from tests.models.test_slotssm import OBJECTS, PAINTS, build, clip
 from tests.tolerance import assert_close
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """Programs that run once need no optimisation."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 def test_it_says_what_the_model_says():

@@ -14,13 +14,7 @@ from slotzoo.tasks.object_videos import ObjectVideosConfig, ObjectVideosTask
 from tests.tasks.tracks import Follower, FollowerConfig, Forgetful
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """Programs that run once need no optimisation."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 @pytest.fixture(scope="module")
