@@ -13,6 +13,7 @@ ALLOWED = {
     "files": set(),
     "precision": set(),
     "prng": set(),
+    "typecheck": set(),
     "ops": BASE | {"ops"},
     "nn": BASE | {"ops", "nn"},
     "models": BASE | {"ops", "nn", "models", "losses"},
