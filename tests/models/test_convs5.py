@@ -13,6 +13,8 @@ from slotzoo.models.video_core import Draws
 from tests.tolerance import assert_close
 
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 SMALL = dict(
     height=4,
     width=4,

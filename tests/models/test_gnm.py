@@ -20,6 +20,8 @@ from tests.arrays import random_module
 from tests.tolerance import assert_close
 
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 CONFIG = GNMConfig(
     resolution=8,
     cells=2,

@@ -15,6 +15,8 @@ from tests.arrays import random_module
 from tests.tolerance import assert_close
 
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 CONFIG = SLATEConfig(
     resolution=12,
     num_slots=3,

@@ -16,6 +16,8 @@ from tests.arrays import random_module
 from tests.tolerance import assert_close
 
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 SMALL: dict[str, Any] = dict(
     height=4,
     width=4,

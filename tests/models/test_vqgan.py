@@ -18,6 +18,8 @@ from slotzoo.nn.taming import fold, unfold
 from tests.arrays import random_module
 
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 SMALL = VQGANConfig(
     resolution=8,
     ch=8,
