@@ -14,6 +14,9 @@ from experiments import cli
 
 
 UNLIKE = "The runs were not measured in the same way: their rows do not compare"
+# Options of data sets that say what is read beside the frames, or how clips are varied in training: what is measured
+# is the same. All others decide which clips or images there are, or what is seen of them.
+BESIDE = ("attributes", "depth", "flip", "flow", "masks", "random_crop")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +114,7 @@ def measured(folder: Any) -> Measured:
 
 
 def _protocol(run: Any, evaluation: Path, there: int) -> dict[str, Any]:
-    """On how many clips and samples a run was measured; a double has no more than `there` clips, 0 for any number.
+    """On how many of which clips, by how many samples; a double has no more than `there` clips, 0 for any number.
 
     `experiments.evaluate` writes it down; what training measured follows from the run's settings.
     """
@@ -128,7 +131,8 @@ def _protocol(run: Any, evaluation: Path, there: int) -> dict[str, Any]:
     # What rollouts were given, and how many frames they made, stands in the title of their table.
     if not found["rollouts"] or any(rollout["length"] is None for rollout in found["rollouts"]):
         protocol["frames"] = run.data.test_length or run.data.length
-    return protocol
+    options = {name: value for name, value in run.data.options.items() if name not in BESIDE}
+    return protocol | {f"data.options.{name}": json.dumps(value) for name, value in options.items()}
 
 
 def differences(runs: Sequence[Measured]) -> str:
@@ -139,7 +143,7 @@ def differences(runs: Sequence[Measured]) -> str:
 def _unlike(run: Measured, runs: Sequence[Measured]) -> str:
     names = dict.fromkeys(name for each in runs for name in each.protocol)
     apart = [name for name in names if len({each.protocol.get(name) for each in runs}) > 1]
-    return ", ".join(f"{name}={run.protocol.get(name)}" for name in apart)
+    return ", ".join(f"{name}={run.protocol.get(name, 'not given')}" for name in apart)
 
 
 def marked(runs: Sequence[Measured]) -> list[Measured]:

@@ -31,9 +31,9 @@ def table(title, rollout, psnr, frames=4):
     return {**whole, "curves": [{**curve, "series": series}], "rollout": rollout, "ms_per_frame": psnr / 10}
 
 
-def run_folder(path, exp, psnr, *, seed=0, provenance="embedded double", step=7):
-    config = experiment(exp, ["scale=tiny", f"seed={seed}", f"runs_dir={path}"])
-    run = validate.settings(validate.with_scale(config, (), accelerator=False), RunSettings)
+def run_folder(path, exp, psnr, *overrides, seed=0, provenance="embedded double", step=7):
+    config = experiment(exp, ["scale=tiny", f"seed={seed}", f"runs_dir={path}", *overrides])
+    run = validate.settings(validate.with_scale(config, overrides, accelerator=False), RunSettings)
     folder = RunFolder.of(run)
     folder.write_settings(run)
     folder.update_card(data={"provenance": provenance})
@@ -128,6 +128,23 @@ def test_runs_that_were_not_measured_alike_are_marked(tmp_path, capsys):
     evaluated(b, clips=50)
     compare.compare(ask([a, b], tmp_path / "out"))
     assert "not measured in the same way" not in capsys.readouterr().out
+
+
+def test_options_of_the_data_are_part_of_how_a_run_was_measured(tmp_path, capsys):
+    a = run_folder(tmp_path, "savi_small_movi_a", 12.5)
+    # What is read beside the frames makes no difference.
+    b = run_folder(tmp_path, "savi_small_movi_a", 13.0, "++data.options.depth=true", "name=deep")
+    compare.compare(ask([a, b], tmp_path / "out"))
+    assert "not measured in the same way" not in capsys.readouterr().out
+    c = run_folder(tmp_path, "savi_small_movi_a", 14.0, "data.options.max_objects=3", "name=few")
+    compare.compare(ask([a, c], tmp_path / "out"))
+    said = capsys.readouterr().out
+    assert "savi_small_movi_a_tiny: data.options.max_objects=4; few: data.options.max_objects=3" in said
+    d = run_folder(tmp_path, "savi_small_movi_a", 14.0, "++data.options.test_split=validation", "name=other")
+    compare.compare(ask([a, d], tmp_path / "out"))
+    said = capsys.readouterr().out
+    assert "savi_small_movi_a_tiny: data.options.test_split=not given" in said
+    assert 'other: data.options.test_split="validation"' in said
 
 
 def test_tables_of_different_numbers_of_clips_are_one(tmp_path):
