@@ -4,8 +4,9 @@ That program wants images as NHWC, kernels as HWIO and no axis in another's plac
 brings every convolution there by itself. Inside of a loop (`lax.scan`, `lax.map`) it does not, and automatic
 differentiation writes gradients with axes exchanged: these fall to a plain nest of loops, fifty times slower.
 
-On a CPU, those of stride 1 with enough channels take fewer products (`short_convolution`), the gradient of the input
-as well; the kernel's gradient does not, see below.
+On a CPU, those of stride 1 take one of several forms, the gradients of the input as well: fewer products where
+channels are many (`short_convolution`), products of matrices where they are few, and one that the compiler runs on
+all cores in between (`cpu_convolution`). The kernel's gradient is a product of matrices.
 
 This is a primitive of its own, and not a function with a rule for its gradient, because of `jax.vmap`: such a rule
 would be mapped as well, and make a kernel's gradient for each example where only their sum is wanted.
@@ -24,16 +25,17 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
 from slotzoo.errors import ConfigError
+from slotzoo.ops import cpu_convolution
+from slotzoo.ops.cpu_convolution import Pads
 from slotzoo.ops.device import compiling_for_gpu
 from slotzoo.ops.sharding import over_devices
 from slotzoo.ops.short_convolution import POINTS, short_convolution
 
 
-Pads = tuple[tuple[int, int], tuple[int, int]]
 Padding = str | Pads
-Implementation = Literal["auto", "direct", "short"]
-# Pixels that a kernel's gradient sums over at a time. For 56 images of 64 x 64 pixels, 5 x 5 taps and 64 channels it
-# takes 0.83 s of a core all at once, 0.28 s by eight and 0.25 s by two, with as much less memory.
+Implementation = Literal["auto", "direct", "short", "narrow"]
+# Pixels that the direct form of a kernel's gradient sums over at a time. For 56 images of 64 x 64 pixels, 5 x 5 taps
+# and 64 channels it takes 0.83 s of a core all at once, 0.28 s by eight and 0.25 s by two, with as much less memory.
 AT_ONCE = 16_384
 
 
@@ -50,38 +52,42 @@ def convolution(
     `padding` is "SAME", "VALID" or pairs (low, high) of zeros per axis. For a GPU this is
     `jax.lax.conv_general_dilated`, gradients and all.
 
-    `implementation`: "direct" sums products, "short" makes four neighbours of a row together with fewer of them
-    (kernels 3 or 5 wide, stride 1), and "auto" takes the one that is faster on the platform that is compiled for:
-    "short" on a CPU for float32 where `_gains` says so, unless the ambient mesh has several devices, over which
-    images may be spread that "short" works on in turn. Against float64, for 64 channels and 5 x 5 taps, the rounding
-    error of "short" is 1.4e-6 of the results' size as a root mean square (direct: 3.9e-7), and the largest of half a
-    million 3.8e-6 of the largest result (direct: 6.8e-7).
+    `implementation`: "direct" sums products as the compiler does, "short" makes four neighbours of a row together
+    with fewer of them (kernels 3 or 5 wide, stride 1), "narrow" is a product of matrices for few outputs (stride 1),
+    and "auto" takes what is faster on the platform that is compiled for: on a CPU and for float32 these or
+    `cpu_convolution.direct`, as `_form` says, unless the ambient mesh has several devices, over which images may be
+    spread that they work on in turn. Against float64, for 64 channels and 5 x 5 taps, the rounding error of "short"
+    is 1.4e-6 of the results' size as a root mean square (direct: 3.9e-7), and the largest of half a million 3.8e-6 of
+    the largest result (direct: 6.8e-7).
 
-    Measured on two threads of an AMD EPYC (Zen 5), seconds of a core, direct over short:
+    Measured on two cores of an AMD EPYC (Zen 5) with jaxlib 0.10.2, the best of several rounds in milliseconds:
 
-        images, side, channels   taps    direct    short   gain
-        56, 64, 64 -> 64         5 x 5   208 ms    117 ms   1.8
-         8, 64, 64 -> 64         5 x 5    28 ms     15 ms   1.9
-         8, 32, 32 -> 32         5 x 5   1.9 ms    1.2 ms   1.6
-        56, 32, 64 -> 256        3 x 3    81 ms     51 ms   1.6
-        56, 16, 64 -> 256        3 x 3    19 ms     15 ms   1.3
-        56,  8, 64 -> 256        3 x 3   5.1 ms    5.2 ms   1.0
-        32, 16, 128 -> 128       3 x 3    11 ms    6.4 ms   1.8
-       128, 32, 32 -> 32         3 x 3    12 ms     10 ms   1.2
-         2, 32, 32 -> 32         3 x 3   178 us    190 us   0.9
+        images, side, channels   taps    direct   on all cores   short   narrow
+        56, 64, 64 -> 64         5 x 5      199            131      62
+         8, 64, 64 -> 64         5 x 5       27             18     8.8
+         8, 32, 32 -> 32         5 x 5      1.9            1.4     1.2
+        56, 32, 64 -> 256        3 x 3       41             45      36
+        56,  8, 64 -> 256        3 x 3      2.2            2.5     1.6
+        32, 16, 128 -> 128       3 x 3      5.8            6.1     3.9
+       128, 32, 32 -> 32         3 x 3     11.2            8.4     7.8
+        56, 64, 64 -> 4          3 x 3       16             20             7.0
+         4, 128, 8 -> 3          3 x 3      2.2            2.1            0.52
 
-    The kernel's gradient stays direct. For the first of these it takes 240 ms; with the same products as "short" 290
-    (compiler's convolution) and 240 (products of shifted rows), with those of both directions 200, at four times the
-    rounding error.
+    and a kernel's gradient, as a convolution and as a product: 221 and 169 for the first of these, 79 and 58 for the
+    fourth, 43 and 11 for 64 -> 4 channels, 4.2 and 0.7 for 8 -> 3. A training step of Slot Attention on eight images
+    of 64 x 64 pixels takes 0.80 s in place of 0.99, one of SLATE 0.148 in place of 0.171, and a frame that ConvS5
+    generates 1.06 ms in place of 1.42.
 
-    A training step of Slot Attention on eight images of 64 x 64 pixels takes 1.23 s of a core in place of 1.58.
-
-    **Raises** ConfigError where "short" was asked for and cannot be.
+    **Raises** ConfigError where a form was asked for and cannot be.
     """
     if implementation == "short" and (kernel.shape[1] not in POINTS or stride != 1):
         raise ConfigError(
             f"convolution(implementation='short') is for kernels {' or '.join(map(str, POINTS))} wide and "
             f"stride 1, got width {kernel.shape[1]} and stride {stride}. 'auto' takes a form that can run."
+        )
+    if implementation == "narrow" and stride != 1:
+        raise ConfigError(
+            f"convolution(implementation='narrow') is for stride 1, got {stride}. 'auto' takes a form that can run."
         )
     if implementation == "auto" and over_devices():
         implementation = "direct"
@@ -117,30 +123,36 @@ def _is_product(sides: tuple[int, ...], stride: int, pads: Any) -> bool:
     return sides == (1, 1) and stride == 1 and not any(map(any, pads))
 
 
-def _gains(x: Any, kernel: Any, stride: int) -> bool:
-    """Whether "short" is faster on a CPU: the sums are paid by many channels, its copies by large images."""
-    channels = min(kernel.shape[2:])
-    wide = channels >= {3: 64, 5: 32}.get(kernel.shape[1], math.inf)
-    return (
-        stride == 1
-        and wide
-        and kernel.shape[0] >= 3
-        and x.shape[1] * x.shape[2] >= 256
-        and x.dtype == kernel.dtype == jnp.float32
-    )
+def _form(x: Any, kernel: Any, stride: int) -> str:
+    """The fastest one on a CPU, as measured; see `convolution`."""
+    (rows, columns, channels, outputs), pixels = kernel.shape, math.prod(x.shape[1:3])
+    if stride != 1 or not x.dtype == kernel.dtype == jnp.float32 or rows * columns == 1:
+        return "direct"
+    if outputs <= 4:
+        return "narrow"
+    terms = rows * columns * channels
+    work = x.shape[0] * pixels * terms * outputs
+    # The sums of "short" are paid by many channels, its copies by large images.
+    if columns in POINTS and rows >= 3 and min(channels, outputs) >= 32 and pixels >= 64 and work >= 2**24:
+        return "short"
+    shared = outputs >= 96 and terms >= 512
+    return "on all cores" if outputs >= 32 and terms >= 128 and not shared and work >= 2**21 else "direct"
 
 
 def _lowered_on_cpu(
     x: Array, kernel: Array, *, stride: int, pads: Pads, implementation: Implementation
 ) -> Array:
-    if implementation == "auto":
-        implementation = "short" if _gains(x, kernel, stride) else "direct"
-    return _lowered(x, kernel, stride=stride, pads=pads, implementation=implementation)
+    form = _form(x, kernel, stride) if implementation == "auto" else implementation
+    if form == "on all cores":
+        return cpu_convolution.direct(x, kernel, pads)
+    return _lowered(x, kernel, stride=stride, pads=pads, implementation=cast(Implementation, form))
 
 
 def _lowered(x: Array, kernel: Array, *, stride: int, pads: Pads, implementation: Implementation) -> Array:
-    if implementation == "short" and kernel.shape[1] in POINTS and stride == 1:
+    if implementation == "short":
         return short_convolution(x, kernel, pads)
+    if implementation == "narrow":
+        return cpu_convolution.narrow(x, kernel, pads)
     if _is_product(kernel.shape[:2], stride, pads):
         pixels = x.reshape(x.shape[0] * x.shape[1] * x.shape[2], x.shape[3])
         return (pixels @ kernel[0, 0]).reshape(*x.shape[:3], kernel.shape[3])
@@ -190,6 +202,8 @@ def _kernel_gradient(
         first, second = (dy, x) if swap else (x, dy)
         found = lax.dot_general(first, second, (((0, 1, 2), (0, 1, 2)), ((), ())))
         return (found.T if swap else found)[None, None]
+    if stride == 1 and implementation != "direct" and x.dtype == dy.dtype == jnp.float32:
+        return cpu_convolution.kernel_gradient(x, dy, kernel.aval.shape[:2], pads)
     pairs = []
     for side, out, taps, (low, _) in zip(x.shape[1:3], dy.shape[1:3], kernel.aval.shape[:2], pads, strict=True):
         pairs.append((low, taps - 1 + stride * (out - 1) + 1 - side - low))
@@ -198,19 +212,13 @@ def _kernel_gradient(
         images, kernels = x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)
         return _general(images, kernels, pads=pairs, spread_kernel=stride)
 
-    count = _images_at_once(dy.shape[0], dy.shape[1] * dy.shape[2])
+    count = cpu_convolution.at_once(dy.shape[0], dy.shape[1] * dy.shape[2], AT_ONCE)
     if count == dy.shape[0]:
         return part(x, dy).transpose(1, 2, 0, 3)
     chunks = [a.reshape(a.shape[0] // count, count, *a.shape[1:]) for a in (x, dy)]
     add = lambda total, chunk: (total + part(*chunk).astype(jnp.float32), None)
     start = jnp.zeros((x.shape[3], *kernel.aval.shape[:2], dy.shape[3]), jnp.float32)
     return lax.scan(add, start, chunks)[0].astype(dy.dtype).transpose(1, 2, 0, 3)
-
-
-def _images_at_once(images: int, pixels: int) -> int:
-    """How many images, a divisor of all, make up to `AT_ONCE` pixels; at least one."""
-    fitting = (n for n in range(1, images + 1) if images % n == 0 and (n == 1 or n * pixels <= AT_ONCE))
-    return max(fitting, default=1)
 
 
 _convolution.def_impl(_lowered)

@@ -15,6 +15,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from slotzoo.ops.cpu_convolution import Pads, direct
+
 
 RESULTS = 4  # made together
 # Where polynomials are evaluated, besides infinity, by taps: small numbers that float32 holds exactly.
@@ -29,7 +31,7 @@ AT_ONCE = 2**20
 def short_convolution(
     x: Float[Array, "image height width in"],
     kernel: Float[Array, "kernel_height kernel_width in out"],
-    pads: tuple[tuple[int, int], tuple[int, int]],
+    pads: Pads,
 ) -> Float[Array, "image height_out width_out out"]:
     """`y[i, j] = sum_{a, b} x[i + a - low, j + b - low] kernel[a, b]` for a kernel of width 3 or 5."""
     out, gather, _ = matrices(kernel.shape[1])
@@ -46,7 +48,7 @@ def short_convolution(
         x = x.reshape(images, height, cells + 1, RESULTS, channels)
         places = [x[:, :, :-1, j] for j in range(RESULTS)] + [x[:, :, 1:, j] for j in range(RESULTS)]
         spread = lax.optimization_barrier([_sum(row, places) for row in matrices(kernel.shape[1])[2]])
-        products = [_column(x, k, pads[0]) for x, k in zip(spread, columns, strict=True)]
+        products = [direct(x, k, (pads[0], (0, 0))) for x, k in zip(spread, columns, strict=True)]
         # Without the barriers the sums would be made again for each of their readers.
         products = lax.optimization_barrier(products)
         y = jnp.stack([_sum(row, products) for row in out], axis=3)
@@ -60,12 +62,6 @@ def short_convolution(
     y = lax.map(part, x[:whole].reshape(whole // count, count, *x.shape[1:]))
     y = y.reshape(whole, *y.shape[2:])
     return y if whole == len(x) else jnp.concatenate([y, part(x[whole:])])
-
-
-def _column(x: Array, kernel: Array, pads: tuple[int, int]) -> Array:
-    return lax.conv_general_dilated(
-        x, kernel, (1, 1), (pads, (0, 0)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
 
 
 def _sum(factors: np.ndarray, arrays: list[Array]) -> Array:

@@ -44,8 +44,13 @@ def test_it_is_xlas_convolution_with_its_gradients(stride, padding):
 def test_many_pixels_are_summed_chunk_by_chunk(stride, monkeypatch):
     monkeypatch.setattr("slotzoo.ops.convolution.AT_ONCE", 100)
     x, kernel = arrays((6, 7, 7, 3), (3, 3, 3, 2))
-    check(x, kernel, stride=stride, padding="SAME")
-    text = str(jax.make_jaxpr(jax.grad(lambda k: convolution(x, k, stride=stride).sum()))(kernel))
+    direct = functools.partial(convolution, stride=stride, implementation="direct")
+    found, wanted = (
+        jax.grad(lambda k, form=form: jnp.sin(form(x, k)).sum())(kernel)
+        for form in (direct, functools.partial(general, stride=stride, padding="SAME"))
+    )
+    assert_close(found, wanted, rtol=tolerance(x.dtype, x.size))
+    text = str(jax.make_jaxpr(jax.grad(lambda k: direct(x, k).sum()))(kernel))
     # Of 49 and 16 pixels each: two images at a time, and all six.
     assert ("scan" in text) == (stride == 1) and ("length=3" in text) == (stride == 1)
 
@@ -89,11 +94,12 @@ def test_it_differentiates_forwards_and_twice():
 
 def test_every_convolution_in_a_loop_is_one_that_the_compiler_has_a_fast_program_for():
     x, kernel = arrays((2, 3, 8, 8, 4), (3, 3, 4, 4))
+    form = functools.partial(convolution, implementation="direct")
 
     def loss(kernel, x):
         def step(x):
-            y = jnp.tanh(convolution(jnp.tanh(convolution(x, kernel)), kernel))
-            return jnp.square(convolution(y, kernel, stride=2)).sum()
+            y = jnp.tanh(form(jnp.tanh(form(x, kernel)), kernel))
+            return jnp.square(form(y, kernel, stride=2)).sum()
 
         return lax.map(jax.checkpoint(lambda x: step(x)), x).sum()
 
@@ -104,12 +110,15 @@ def test_every_convolution_in_a_loop_is_one_that_the_compiler_has_a_fast_program
     assert "feature_group_count" not in text
 
 
-def test_a_batch_sums_its_kernel_gradients_in_one_convolution():
+@pytest.mark.parametrize("implementation", ["direct", "auto"])
+def test_a_batch_sums_its_kernel_gradients_in_one_go(implementation):
     x, kernel = arrays((4, 1, 6, 6, 2), (3, 3, 2, 2))
-    batch = lambda kernel: jax.vmap(lambda x: jnp.square(convolution(x, kernel)).sum())(x).mean()
-    shapes = [
-        equation.outvars[0].aval.shape
+    form = functools.partial(convolution, implementation=implementation)
+    batch = lambda kernel: jax.vmap(lambda x: jnp.square(form(x, kernel)).sum())(x).mean()
+    found = [
+        (equation.primitive.name, equation.outvars[0].aval.shape)
         for equation in jax.make_jaxpr(jax.grad(batch))(kernel).jaxpr.eqns
-        if equation.primitive.name == "conv_general_dilated"
+        if equation.primitive.name in ("conv_general_dilated", "dot_general")
     ]
-    assert shapes == [(2, 3, 3, 2)]
+    whole = {"direct": ("conv_general_dilated", (2, 3, 3, 2)), "auto": ("dot_general", (6, 6))}
+    assert found == [whole[implementation]]
