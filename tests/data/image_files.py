@@ -7,7 +7,16 @@ import struct
 import numpy as np
 from PIL import Image
 
+from slotzoo.data import open_source
 from slotzoo.data.tfrecord import build_example, masked_crc32c
+
+
+COUNT = 12  # images of the sets that tests write
+
+
+def double(**options):
+    """Generated tetrominoes."""
+    return open_source("tetrominoes", "train", clips=COUNT, **options)
 
 
 def byte_strings(x):
@@ -92,3 +101,19 @@ def write_clevrtex(root, counts, variant="full", size=(40, 30)):
         flat.save(folder / f"{stem}_flat.png")
         (folder / f"{stem}.json").write_text(json.dumps({"objects": [{}] * count}))
     return root
+
+
+def visible_file(path, visible, entities=11, height=240, width=320):
+    """CLEVR with masks, all black, with so many objects in each record."""
+    n = len(visible)
+    masks = np.zeros((n, entities, height, width, 1), np.uint8)
+    masks[:, 0] = 255
+    flags = np.zeros((n, entities), np.float32)
+    for i, objects in enumerate(visible):
+        flags[i, 0] = 1
+        flags[i, list(objects)] = 1
+        for k in objects:
+            masks[i, 0, 100 + k] = 0
+            masks[i, k, 100 + k] = 255
+    images = np.zeros((n, height, width, 3), np.uint8)
+    return write_hdf5(path, {"image": images, "mask": masks, "visibility": flags}, compression="gzip")
