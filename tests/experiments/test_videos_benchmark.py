@@ -21,15 +21,19 @@ def small(monkeypatch):
     monkeypatch.setattr(videos, "SMALLER", fields)
 
 
-def test_the_authors_formulation_computes_the_same(small):
-    """Of STATM, whose loop holds all that SAVi's scan does."""
-    name = "statm_savi_small"
+@pytest.mark.parametrize("name", videos.MODELS)
+def test_the_authors_formulation_computes_the_same(name, small):
     model = videos._model(name)
     clip = jax.tree.map(lambda x: x[0], videos._batch(model, 1, 2, 2))
-    ours = jax.jit(lambda clip: model(clip["video"], clip["boxes"][0]).predictions)(clip)
-    theirs = jax.jit(lambda clip: prediction(model, clip["video"], clip["boxes"][0]))(clip)
-    assert_close(ours["flow"], theirs["flow"], rtol=1e-5, what=name)
-    assert np.isfinite(np.asarray(theirs["flow"])).all() and jnp.std(theirs["flow"]) > 0
+    forms = [
+        lambda clip: model(clip["video"], clip["boxes"][0]).predictions,
+        lambda clip: prediction(model, clip["video"], clip["boxes"][0]),
+        lambda clip: prediction(model, clip["video"], clip["boxes"][0], unrolled=True),
+    ]
+    ours, *theirs = jax.jit(lambda clip: [form(clip)["flow"] for form in forms])(clip)
+    for flow in theirs:
+        assert_close(ours, flow, rtol=1e-5, what=name)
+        assert np.isfinite(np.asarray(flow)).all() and jnp.std(flow) > 0
 
 
 def test_memory_does_not_grow_with_the_clip(small):
