@@ -10,8 +10,15 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from slotzoo.errors import ConfigError
 from slotzoo.models.checks import explained
+from slotzoo.models.pixel_slots import (
+    PixelSlotsConfig,
+    SlotDraws,
+    check_pixel_slots,
+    pixel_slots,
+    slot_draws,
+    slots_of,
+)
 from slotzoo.models.registry import FROM_MEMORY, ModelCard, register
-from slotzoo.models.slot_attention import SlotDraws
 from slotzoo.nn.broadcast_decoder import PixelActivation, rectified
 from slotzoo.nn.linear import Linear
 from slotzoo.nn.pixel_encoder import PixelEncoder
@@ -19,34 +26,16 @@ from slotzoo.nn.slot_attention import Gradient, SlotAttention
 
 
 @dataclasses.dataclass(frozen=True)
-class SlotAttentionSetConfig:
+class SlotAttentionSetConfig(PixelSlotsConfig):
     """Sizes for CLEVR at 128 x 128 pixels."""
 
-    resolution: int = 128  # side of an image in pixels
-    in_channels: int = 3
     num_slots: int = 10
-    num_iterations: int = 3  # one more is made, and it alone differentiated, unless gradient is explicit
-    slot_dim: int = 64
-    mlp_dim: int = 128
     gradient: Gradient = "explicit"
-    neumann_terms: int = 4
-    encoder_widths: tuple[int, ...] = (64, 64, 64, 64)
     encoder_strides: tuple[int, ...] = (1, 2, 2, 1)
-    encoder_norm: bool = True  # a LayerNorm between positions and MLP
-    kernel: int = 5
+    encoder_norm: bool = True
     activation: PixelActivation = "relu"
     head_dim: int = 64
     features: int = 19  # position 3, size 2, material 2, shape 3, colour 8, and whether there is an object
-
-    @property
-    def low(self) -> float:
-        """The value of a black pixel."""
-        return -1.0
-
-    @property
-    def high(self) -> float:
-        """The value of a white pixel."""
-        return 1.0
 
 
 class SetOutput(NamedTuple):
@@ -71,33 +60,17 @@ class SlotAttentionSet(eqx.Module):
     config: SlotAttentionSetConfig = eqx.field(static=True)
 
     def __init__(self, config: SlotAttentionSetConfig, *, key: PRNGKeyArray):
-        _check(config)
+        check_pixel_slots(config, "set prediction", config.head_dim, config.features)
         key_encoder, key_slots, key_first, key_second = jax.random.split(key, 4)
         c = config
-        self.encoder = PixelEncoder(
-            c.in_channels,
-            widths=c.encoder_widths,
-            strides=c.encoder_strides,
-            kernel=c.kernel,
-            activation=c.activation,
-            norm=c.encoder_norm,
-            key=key_encoder,
-        )
-        self.slot_attention = SlotAttention(
-            c.encoder_widths[-1],
-            c.slot_dim,
-            mlp_dim=c.mlp_dim,
-            gradient=c.gradient,
-            neumann_terms=c.neumann_terms,
-            key=key_slots,
-        )
+        self.encoder, self.slot_attention = pixel_slots(c, key_encoder=key_encoder, key_slots=key_slots)
         self.first = Linear(c.slot_dim, c.head_dim, key=key_first)
         self.second = Linear(c.head_dim, c.features, key=key_second)
         self.config = config
 
     def draw(self, key: PRNGKeyArray, *, slots: int | None = None) -> SlotDraws:
         """The random numbers of one example."""
-        return SlotDraws(jax.random.normal(key, (slots or self.config.num_slots, self.config.slot_dim)))
+        return slot_draws(self.config, key, slots)
 
     @explained(image="{resolution} {resolution} {in_channels}")
     def __call__(
@@ -114,28 +87,16 @@ class SlotAttentionSet(eqx.Module):
             if key is None:
                 raise ConfigError("set prediction: initial slots need `draws` or `key`.")
             draws = self.draw(key, slots=slots)
-        features = self.encoder(image)
-        found, attention = self.slot_attention(
-            features.reshape(-1, features.shape[-1]),
-            self.slot_attention.sample_slots(slots, noise=draws.slots),
+        found, attention = slots_of(
+            self.encoder,
+            self.slot_attention,
+            image,
+            draws=draws,
+            slots=slots,
             iterations=self.config.num_iterations if iterations is None else iterations,
         )
         logits = self.second(rectified(self.first(found), self.config.activation))
-        maps = attention.T.reshape(-1, *features.shape[:2])
-        return SetOutput(jax.nn.sigmoid(logits.astype(jnp.float32)), found, maps)
-
-
-def _check(c: SlotAttentionSetConfig) -> None:
-    if (
-        min(c.num_slots, c.slot_dim, c.mlp_dim, c.in_channels, c.head_dim, c.features) < 1
-        or not c.encoder_widths
-    ):
-        raise ConfigError(f"set prediction: every size must be at least 1, got {c}.")
-    if len(c.encoder_widths) != len(c.encoder_strides):
-        raise ConfigError(
-            f"set prediction: encoder_widths={c.encoder_widths} and encoder_strides={c.encoder_strides} must name "
-            "the same layers."
-        )
+        return SetOutput(jax.nn.sigmoid(logits.astype(jnp.float32)), found, attention)
 
 
 register(

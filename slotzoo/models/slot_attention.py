@@ -7,7 +7,7 @@ of the port by Housen (object-discovery-pytorch), which differentiates the last 
 
 import dataclasses
 import math
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -17,30 +17,25 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from slotzoo.errors import ConfigError
 from slotzoo.models.checks import explained
 from slotzoo.models.objects import ObjectsOutput
+from slotzoo.models.pixel_slots import (
+    PixelSlotsConfig,
+    SlotDraws as SlotDraws,
+    check_pixel_slots,
+    pixel_slots,
+    slot_draws,
+    slots_of,
+)
 from slotzoo.models.registry import ModelCard, register
-from slotzoo.nn.broadcast_decoder import PixelActivation, SpatialBroadcastDecoder
+from slotzoo.nn.broadcast_decoder import SpatialBroadcastDecoder
 from slotzoo.nn.pixel_encoder import PixelEncoder
-from slotzoo.nn.slot_attention import Gradient, SlotAttention
+from slotzoo.nn.slot_attention import SlotAttention
 
 
 @dataclasses.dataclass(frozen=True)
-class SlotAttentionConfig:
+class SlotAttentionConfig(PixelSlotsConfig):
     """Sizes at 128 x 128 pixels, and the weights of the auxiliary losses."""
 
-    resolution: int = 128  # side of an image in pixels
-    in_channels: int = 3
-    num_slots: int = 7
-    num_iterations: int = 3  # one more is made, and it alone differentiated, unless gradient is explicit
-    slot_dim: int = 64
-    mlp_dim: int = 128
-    gradient: Gradient = "implicit"
-    neumann_terms: int = 4
     init: Literal["gaussian", "learned"] = "gaussian"  # what is learned of either needs gradient="explicit"
-    encoder_widths: tuple[int, ...] = (64, 64, 64, 64)
-    encoder_strides: tuple[int, ...] = (1, 1, 1, 1)
-    encoder_norm: bool = False  # a LayerNorm between positions and MLP, as in the authors' own code
-    kernel: int = 5
-    activation: PixelActivation = "leaky_relu"
     decoder_grid: int = 8  # side of the grid that a slot is repeated over
     decoder_widths: tuple[int, ...] = (64, 64, 64, 64, 64)
     decoder_strides: tuple[int, ...] = (2, 2, 2, 2, 1)
@@ -52,22 +47,6 @@ class SlotAttentionConfig:
     area_weight: float = 0.006
     area_ramp: tuple[int, ...] = (60_000, 65_000)
     area_object: int = 81  # pixels of one object
-
-    @property
-    def low(self) -> float:
-        """The value of a black pixel."""
-        return -1.0
-
-    @property
-    def high(self) -> float:
-        """The value of a white pixel."""
-        return 1.0
-
-
-class SlotDraws(NamedTuple):
-    """The random numbers of one example, standard normal; None for learned initial slots."""
-
-    slots: Float[Array, "slot dim"] | None
 
 
 class SlotAttentionAutoencoder(eqx.Module):
@@ -86,25 +65,7 @@ class SlotAttentionAutoencoder(eqx.Module):
         _check(config)
         key_encoder, key_slots, key_decoder = jax.random.split(key, 3)
         c = config
-        self.encoder = PixelEncoder(
-            c.in_channels,
-            widths=c.encoder_widths,
-            strides=c.encoder_strides,
-            kernel=c.kernel,
-            activation=c.activation,
-            norm=c.encoder_norm,
-            key=key_encoder,
-        )
-        self.slot_attention = SlotAttention(
-            c.encoder_widths[-1],
-            c.slot_dim,
-            mlp_dim=c.mlp_dim,
-            init=c.init,
-            num_slots=c.num_slots if c.init == "learned" else None,
-            gradient=c.gradient,
-            neumann_terms=c.neumann_terms,
-            key=key_slots,
-        )
+        self.encoder, self.slot_attention = pixel_slots(c, c.init, key_encoder=key_encoder, key_slots=key_slots)
         self.decoder = SpatialBroadcastDecoder(
             c.slot_dim,
             c.in_channels,
@@ -123,7 +84,7 @@ class SlotAttentionAutoencoder(eqx.Module):
         """The random numbers of one example."""
         if self.config.init == "learned":
             return SlotDraws(None)
-        return SlotDraws(jax.random.normal(key, (slots or self.config.num_slots, self.config.slot_dim)))
+        return slot_draws(self.config, key, slots)
 
     @explained(image="{resolution} {resolution} {in_channels}")
     def __call__(
@@ -140,18 +101,17 @@ class SlotAttentionAutoencoder(eqx.Module):
         `extra` holds `attention`, float32 `(slot, height, width)` at the resolution of the encoder: how the last step
         shared each token among the slots.
         """
-        features = self.encoder(image)
         if draws is None and key is not None:
             draws = self.draw(key, slots=slots)
-        start = self.slot_attention.sample_slots(slots, noise=None if draws is None else draws.slots)
-        found, attention = self.slot_attention(
-            features.reshape(-1, features.shape[-1]),
-            start,
+        found, attention = slots_of(
+            self.encoder,
+            self.slot_attention,
+            image,
+            draws=draws,
+            slots=slots,
             iterations=self.config.num_iterations if iterations is None else iterations,
         )
-        decoded = self.decoder(found)
-        attention = attention.T.reshape(-1, *features.shape[:2])
-        return ObjectsOutput(*decoded, found, {"attention": attention})
+        return ObjectsOutput(*self.decoder(found), found, {"attention": attention})
 
     def loss(
         self,
@@ -225,15 +185,7 @@ def ramp(step: Int[Array, ""] | int, top: float, steps: tuple[int, ...]) -> Floa
 
 
 def _check(c: SlotAttentionConfig) -> None:
-    if min(c.num_slots, c.slot_dim, c.mlp_dim, c.decoder_grid, c.in_channels) < 1 or not c.encoder_widths:
-        raise ConfigError(f"Slot Attention: every size must be at least 1, got {c}.")
-    if c.kernel % 2 == 0:
-        raise ConfigError(f"Slot Attention: kernel={c.kernel} must be odd.")
-    if len(c.encoder_widths) != len(c.encoder_strides):
-        raise ConfigError(
-            f"Slot Attention: encoder_widths={c.encoder_widths} and encoder_strides={c.encoder_strides} must name "
-            "the same layers."
-        )
+    check_pixel_slots(c, "Slot Attention", c.decoder_grid)
     factor = math.prod(c.decoder_strides)
     wanted = -(-c.resolution // factor)
     if c.decoder_grid != wanted:

@@ -10,6 +10,7 @@ import pytest
 
 from slotzoo.errors import ConfigError, ShapeError
 from slotzoo.models.registry import create_model, model_config, tiny
+from slotzoo.models.set_prediction import SlotAttentionSet, SlotAttentionSetConfig
 from slotzoo.models.slot_attention import (
     SlotAttentionAutoencoder,
     SlotDraws,
@@ -147,6 +148,12 @@ def test_auxiliary_losses():
 def test_wrong_sizes_are_one_sentence(overrides, message):
     with pytest.raises(ConfigError, match=message):
         SlotAttentionAutoencoder(dataclasses.replace(SMALL, **overrides), key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("overrides", [dict(features=0), dict(encoder_strides=(1,)), dict(kernel=4)])
+def test_the_model_of_sets_checks_its_own_sizes_and_the_shared_ones(overrides):
+    with pytest.raises(ConfigError, match="set prediction: .*(at least 1|the same layers|must be odd)"):
+        SlotAttentionSet(SlotAttentionSetConfig(**overrides), key=jax.random.key(0))
 
 
 def test_wrong_images_are_one_sentence(model):
