@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer, lecun_normal
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from slotzoo.ops.product import product
+
 
 class Linear(eqx.Module):
     """`y = x W + b` over the last axis; parameters are cast to the dtype of `x`."""
@@ -30,7 +32,7 @@ class Linear(eqx.Module):
         self.in_size, self.out_size = in_size, out_size
 
     def __call__(self, x: Float[Array, "*batch {self.in_size}"]) -> Float[Array, "*batch {self.out_size}"]:
-        y = x @ self.weight.astype(x.dtype)
+        y = product(x, self.weight.astype(x.dtype))
         if self.bias is not None:
             y = y + _broadcast(self.bias, y)
         return y

@@ -171,10 +171,10 @@ def _each(options: _Options, query: Array, key: Array, dropout_key: Any) -> list
     return list(zip(rows, jax.random.split(dropout_key, len(rows)), strict=True))
 
 
-def _added(total: Array, turned: Array) -> Array:
+def _added(total: Array, sums: Array) -> Array:
     """Sums over queries, (head, dim, token), added to those of the first tokens."""
-    missing = total.shape[1] - turned.shape[2]
-    return total + jnp.pad(jnp.swapaxes(turned, 1, 2), ((0, 0), (0, missing), (0, 0)))
+    missing = total.shape[1] - sums.shape[2]
+    return total + jnp.pad(turned(sums), ((0, 0), (0, missing), (0, 0)))
 
 
 _attend: Any = jax.custom_vjp(_primal, nondiff_argnums=(0,))

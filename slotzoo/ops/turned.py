@@ -4,9 +4,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped
 
+from slotzoo.ops.device import compiling_for_gpu
 
-def turned(x: Shaped[Array, "batch row column"]) -> Shaped[Array, "batch column row"]:
-    """Every matrix transposed, behind a barrier: XLA's CPU compiler would put the transposition into the product that
-    reads it, and take a slow program for that.
+
+def turned(x: Shaped[Array, "*batch row column"]) -> Shaped[Array, "*batch column row"]:
+    """Every matrix transposed, between two barriers; for a GPU transposed and no more.
+
+    XLA's CPU compiler would put the transposition into the product that reads it or made it, and take a slow program
+    for that; or what makes `x` into the transposition, and compute it anew in the other order.
     """
-    return lax.optimization_barrier(jnp.swapaxes(x, 1, 2))
+    if compiling_for_gpu():
+        return jnp.swapaxes(x, -1, -2)
+    return lax.optimization_barrier(jnp.swapaxes(lax.optimization_barrier(x), -1, -2))

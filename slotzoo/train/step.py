@@ -200,7 +200,7 @@ def _choose(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
 
 def _keep_products(primitive, *_, **parameters) -> bool:
     named = primitive.name == "name"
-    return named or primitive.name in ("dot_general", "conv_general_dilated", "convolution")
+    return named or primitive.name in ("dot_general", "product", "conv_general_dilated", "convolution")
 
 
 def _freeze(static: PyTree) -> Any:
