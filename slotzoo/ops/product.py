@@ -61,7 +61,9 @@ def _input_gradient(dy: Array, x: Any, weight: Array) -> Array:
 
 def _weight_gradient(dy: Array, x: Array, weight: Any) -> Array:
     x, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    if x.shape[1] > dy.shape[1]:
+    (rows, inputs), outputs = x.shape, dy.shape[1]
+    # Whichever has less to turn over; the second also turns its result.
+    if rows * inputs > (rows + inputs) * outputs:
         return turned(turned(dy) @ x)
     return turned(x) @ dy
 
