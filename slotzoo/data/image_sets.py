@@ -1,7 +1,8 @@
 """The image sets of the registry: published files and doubles under one name, with the same fields.
 
-A record has `image` uint8 (height, width, 3) and, where the set has masks, `mask` uint8 (height, width), a label
-map in which 0 is background, and `visible` uint8 (objects,): whether the object with label k + 1 is there.
+A record has `image` uint8 (height, width, 3), of `mnist4` (height, width, 1), and, where the set has masks, `mask`
+uint8 (height, width), a label map in which 0 is background, and `visible` uint8 (objects,): whether the object with
+label k + 1 is there.
 """
 
 import functools
@@ -19,6 +20,7 @@ from slotzoo.data.sources.multi_object import (
 from slotzoo.data.sources.picture_sets import open_clevr, open_clevrtex, open_sketchy
 from slotzoo.data.spec import Source
 from slotzoo.data.synthetic.clevr import ClevrScenes
+from slotzoo.data.synthetic.digit_canvases import DigitCanvases, open_mnist4
 from slotzoo.data.synthetic.images import Scenes, Split, SyntheticImages
 from slotzoo.data.synthetic.rooms import Rooms
 from slotzoo.data.synthetic.sprites import BoxWorld, MultiDSprites, Tetrominoes
@@ -133,6 +135,14 @@ _ENTRIES = (
         (*_DOUBLE, "max_objects"),
         (*_COUNTED, "grouped"),
         "BoxWorld of the object-discovery code: keys and locks on a grid, with masks",
+    ),
+    (
+        "mnist4",
+        open_mnist4,
+        DigitCanvases,
+        _DOUBLE,
+        (*_DOUBLE, "cache"),
+        "MNIST-4: four grey digits on black, with masks; drawn as needed, from MNIST's own digits in data.root",
     ),
 )
 IMAGE_SETS: dict[str, Entry] = {entry[0]: _entry(*entry) for entry in _ENTRIES}

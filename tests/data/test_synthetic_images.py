@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import struct
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from slotzoo.data.image_sets import IMAGE_SETS
 from slotzoo.data.registry import source_options
 from slotzoo.data.spec import Source, check_record
 from slotzoo.data.synthetic.clevr import COLORS, RGB, TARGET, ClevrScenes, _camera
+from slotzoo.data.synthetic.digit_canvases import DigitCanvases
 from slotzoo.data.synthetic.raytrace import (
     CUBE,
     CYLINDER,
@@ -26,7 +28,7 @@ from slotzoo.data.synthetic.rooms import Rooms, hue_colour
 from slotzoo.data.synthetic.solid_textures import PATTERNS, random_material
 from slotzoo.data.synthetic.sprites import BoxWorld, MultiDSprites, Tetrominoes, tetromino_shapes
 from slotzoo.data.synthetic.tables import TableScenes
-from slotzoo.errors import ConfigError
+from slotzoo.errors import ConfigError, DataError
 
 
 SCENES = {
@@ -46,6 +48,7 @@ SCENES = {
     "ravens": TableScenes(size=32),
     "sketchy": TableScenes(size=32, masks=False),
     "boxworld": BoxWorld(),
+    "mnist4": DigitCanvases(size=64),
 }
 
 
@@ -78,6 +81,7 @@ PICTURES = {
     "rooms": "06f5a32b030c",
     "sketchy": "f8e6e41eb2c0",
     "boxworld": "7ca011bc3d83",
+    "mnist4": "a156b1675e68",
 }
 
 
@@ -286,3 +290,26 @@ def test_nearest_takes_floors(old, new):
     assert (np.abs(found - exact) <= 1).all() and found[0] == 0 and (np.diff(found) >= 0).all()
     if old % new == 0 or new % old == 0 and (new // old) & (new // old - 1) == 0:
         assert (found == exact).all()
+
+
+def test_canvases_have_a_digit_in_every_quarter(tmp_path):
+    # Half of MNIST's digits are of one ink, half of another: what is drawn comes from the file that is given.
+    inks = np.repeat(np.asarray([150, 250], np.uint8), 5)
+    images = np.broadcast_to(inks[:, None, None], (10, 28, 28))
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(struct.pack(">4i", 0x803, 10, 28, 28) + images.tobytes())
+    source = open_source("mnist4", "train", root=tmp_path, clips=20, size=64)
+    assert source.provenance == "real" and len(source) == 20
+    assert source.fingerprint != open_source("mnist4", "train", clips=20, size=64).fingerprint
+    for i in range(20):
+        record = source[i]
+        check_record(record, source.spec, "image")
+        assert set(np.unique(record["image"])) <= {0, 150, 250} and record["visible"].all()
+        for k, corner in enumerate(((0, 0), (0, 32), (32, 0), (32, 32))):
+            rows, columns = np.nonzero(record["mask"] == k + 1)
+            assert len(rows) == 28 * 28
+            for low, found in zip(corner, (rows, columns), strict=True):
+                assert low <= found.min() and found.max() < low + 32
+    with pytest.raises(DataError, match="no training images of MNIST"):
+        open_source("mnist4", "train", root=tmp_path / "..")
+    with pytest.raises(ConfigError, match="at least 16 pixels, got 8"):
+        DigitCanvases(size=8)

@@ -70,9 +70,12 @@ class SyntheticImages:
         """Nothing is held open."""
 
 
-def image_fields(height: int | None, width: int | None, objects: int | None = None) -> dict[str, FieldSpec]:
+def image_fields(
+    height: int | None, width: int | None, objects: int | None = None, *, channels: int = 3
+) -> dict[str, FieldSpec]:
     """Fields of a picture, and with `objects` of its label map and of which objects there are."""
-    fields = {"image": FieldSpec((height, width, 3), "uint8", 0, 255, "RGB image, 0 to 255", time=False)}
+    meaning = f"{'grey' if channels == 1 else 'RGB'} image, 0 to 255"
+    fields = {"image": FieldSpec((height, width, channels), "uint8", 0, 255, meaning, time=False)}
     if objects is not None:
         fields["mask"] = FieldSpec(
             (height, width), "uint8", 0, objects, "label of every pixel, 0 is background", time=False
