@@ -126,8 +126,13 @@ def shared(tmp_path_factory):
 
 
 # The experiments on MOVi differ from one set to the next in its name and its number of objects, and at the tiny scale
-# SAVi-M is SAVi-S. Of programs that differ in little one is run; SLOTZOO_EVERY_EXPERIMENT=1 runs them all.
-ALIKE = r"(.*_movi_[b-e].*|savi_medium.*|savi_large.*|.*_centers|savi_small_.*_unconditional|statm_savi_pp.*)"
+# SAVi-M is SAVi-S. Those on Moving-MNIST are the same program but for the published length, GNM on ClevrTex is GNM on
+# CLEVR with another sigma, and the rule of Blinking Color Balls is the data's. Of programs that differ in little one is
+# run; SLOTZOO_EVERY_EXPERIMENT=1 runs them all.
+ALIKE = (
+    r"(.*_movi_[b-e].*|savi_medium.*|savi_large.*|.*_centers|savi_small_.*_unconditional|statm_savi_pp.*|.*_mnist600"
+    r"|gnm_clevrtex6|slotssm_bcb_most_frequent)"
+)
 
 
 def trained() -> list[str]:
