@@ -22,6 +22,8 @@ from slotzoo.ops import batch_map
 from slotzoo.precision import policy
 
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 NAME = "slot_attention_tetrominoes"
 SMALL = dataclasses.replace(
     model_config(NAME, **tiny(NAME)),

@@ -15,6 +15,9 @@ from slotzoo.metrics.detection import average_precision
 from slotzoo.tasks.set_prediction import SetPredictionConfig, SetPredictionTask
 
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     low: float = -1.0
