@@ -8,6 +8,10 @@ its eager mode, the two taking turns, and `over_torch` how many times faster our
 clip. `share` is the time of a frame over a sixteenth of that of 16 frames at once: `frame` in one call for each frame,
 `scan` in one `lax.scan` over them. A call is `jax.jit` of a function of frame and state alone, with the model
 enclosed and the state donated: nothing but these two is looked through at each call, and the state stays where it is.
+
+What a share compares is not the same work in other order. A frame by itself reads all weights, of the four blocks with
+Mamba-2 17 MB for 0.15 GFLOP, and reads and writes 6 MB of states; 16 frames at once read the weights once between
+them, in products of sixteen times as many rows, and as one chunk of the scan they make no state before the last one.
 """
 
 import dataclasses
