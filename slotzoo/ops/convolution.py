@@ -66,8 +66,8 @@ def convolution(
         56, 64, 64 -> 64         5 x 5      199            131      62
          8, 64, 64 -> 64         5 x 5       27             18     8.8
          8, 32, 32 -> 32         5 x 5      1.9            1.4     1.2
-        56, 32, 64 -> 256        3 x 3       41             45      36
-        56,  8, 64 -> 256        3 x 3      2.2            2.5     1.6
+        56, 32, 64 -> 256        3 x 3       42             45      30
+        56, 32, 256 -> 64        3 x 3       84             66      38
         32, 16, 128 -> 128       3 x 3      5.8            6.1     3.9
        128, 32, 32 -> 32         3 x 3     11.2            8.4     7.8
         56, 64, 64 -> 4          3 x 3       16             20             7.0
@@ -132,11 +132,13 @@ def _form(x: Any, kernel: Any, stride: int) -> str:
         return "narrow"
     terms = rows * columns * channels
     work = x.shape[0] * pixels * terms * outputs
-    # The sums of "short" are paid by many channels, its copies by large images.
-    if columns in POINTS and rows >= 3 and min(channels, outputs) >= 32 and pixels >= 64 and work >= 2**24:
+    if outputs >= 96 and terms >= 512:
+        return "direct"  # it uses all cores
+    # The sums of "short" are paid by many channels, its copies by large images, and half a second of compiling for
+    # each shape by many products.
+    if columns in POINTS and rows >= 3 and min(channels, outputs) >= 32 and pixels >= 256 and work >= 3e9:
         return "short"
-    shared = outputs >= 96 and terms >= 512
-    return "on all cores" if outputs >= 32 and terms >= 128 and not shared and work >= 2**21 else "direct"
+    return "on all cores" if outputs >= 32 and terms >= 128 and work >= 2**21 else "direct"
 
 
 def _lowered_on_cpu(

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from slotzoo.ops.cpu_convolution import Pads, direct
+from slotzoo.ops.cpu_convolution import Pads, at_once, direct
 
 
 RESULTS = 4  # made together
@@ -57,7 +57,9 @@ def short_convolution(
     most = max(1, AT_ONCE // (x.shape[1] * x.shape[2] * max(kernel.shape[2:])))
     if len(x) <= most:
         return part(x)
-    count = -(-len(x) // -(-len(x) // most))
+    # A remainder is the whole program once more to compile.
+    divisor = at_once(len(x), 1, most)
+    count = divisor if 2 * divisor >= most else -(-len(x) // -(-len(x) // most))
     whole = len(x) // count * count
     y = lax.map(part, x[:whole].reshape(whole // count, count, *x.shape[1:]))
     y = y.reshape(whole, *y.shape[2:])

@@ -77,13 +77,14 @@ def convolutions(x, kernel, platform="cpu", **options):
 
 
 def test_auto_takes_it_where_it_was_measured_to_be_faster():
-    image = lambda side, channels, dtype=jnp.float32: jax.ShapeDtypeStruct((1, side, side, channels), dtype)
+    image = lambda side, channels, dtype=jnp.float32: jax.ShapeDtypeStruct((128, side, side, channels), dtype)
     taps = lambda side, *channels, dtype=jnp.float32: jax.ShapeDtypeStruct((side, side, *channels), dtype)
     assert convolutions(image(16, 64), taps(5, 64, 64)) == 8
-    assert convolutions(image(16, 64), taps(3, 64, 256)) == 6
+    assert convolutions(image(32, 64), taps(3, 64, 64)) == 6
     cases: list[tuple[Any, Any, dict[str, Any]]] = [
         (image(16, 3), taps(5, 3, 64), {}),
         (image(16, 32), taps(3, 32, 32), {}),
+        (image(32, 64), taps(3, 64, 256), {}),
         (image(8, 64), taps(5, 64, 64), {}),
         (image(16, 64), taps(4, 64, 64), {}),
         (image(16, 64), taps(5, 64, 64), {"stride": 2}),
@@ -97,16 +98,24 @@ def test_auto_takes_it_where_it_was_measured_to_be_faster():
 
 def test_the_input_gradient_takes_it_too():
     x, kernel = (
-        jax.ShapeDtypeStruct((1, 16, 16, 64), jnp.float32),
+        jax.ShapeDtypeStruct((128, 16, 16, 64), jnp.float32),
         jax.ShapeDtypeStruct((5, 5, 64, 64), jnp.float32),
     )
     gradient = jax.jit(jax.grad(lambda x, kernel: convolution(x, kernel).sum()))
     assert gradient.lower(x, kernel).as_text().count("stablehlo.convolution") == 8
 
 
+@pytest.mark.parametrize(("images", "programs"), [(14, 1), (13, 2)])
+def test_a_remainder_is_compiled_only_where_no_divisor_is_near(images, programs, monkeypatch):
+    monkeypatch.setattr("slotzoo.ops.short_convolution.AT_ONCE", 8 * 6 * 6 * 4)
+    shapes = (images, 6, 6, 4), (3, 3, 4, 4)
+    x, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+    assert convolutions(x, kernel, implementation="short") == 6 * programs
+
+
 def test_images_spread_over_devices_are_convolved_where_they_are():
     x, kernel = (
-        jax.ShapeDtypeStruct((4, 16, 16, 64), jnp.float32),
+        jax.ShapeDtypeStruct((128, 16, 16, 64), jnp.float32),
         jax.ShapeDtypeStruct((5, 5, 64, 64), jnp.float32),
     )
     with jax.set_mesh(jax.make_mesh((4,), ("data",))):
