@@ -200,7 +200,7 @@ def average_pool(
     *batch, height, width, channel = x.shape
     cells = x.reshape(*batch, height // 2, 2, width // 2, 2, channel)
     # Sums of four arrays, not a reduction: XLA's CPU compiler would write down all that a reduction reads.
-    cells = cells.astype(jnp.promote_types(x.dtype, jnp.float32))
+    cells = cells.astype(jnp.float32)
     rows = [cells[..., i, :, 0, :] + cells[..., i, :, 1, :] for i in range(2)]
     return (0.25 * (rows[0] + rows[1])).astype(x.dtype)
 
