@@ -46,8 +46,8 @@ def test_transposed_convolution_is_that_of_jax(kernel, stride, size, padding):
 
 def test_transposed_convolution_has_no_dilated_product():
     """What makes it fast: an ordinary convolution of the small map."""
-    layer = ConvTranspose(3, 4, 5, key=jax.random.key(0))
-    text = jax.jit(jax.grad(lambda x: layer(x).sum())).lower(jnp.ones((1, 8, 8, 3))).as_text()
+    layer = ConvTranspose(8, 4, 5, key=jax.random.key(0))
+    text = jax.jit(jax.grad(lambda x: layer(x).sum())).lower(jnp.ones((1, 8, 8, 8))).as_text()
     assert "stablehlo.convolution" in text
     assert "lhs_dilate = [2, 2]" not in text and "lhs_dilation = [2, 2]" not in text
     with pytest.raises(ConfigError, match='"SAME", "VALID" or pairs'):
