@@ -119,8 +119,8 @@ def copy_bandwidth(size_bytes: int = 2**28, repeats: int = 7) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """The device and the versions that a result belongs to."""
-    device = jax.devices()[0]
+    """The device, the versions and the allocator's settings that a result belongs to."""
+    device, malloc = jax.devices()[0], os.environ.get("GLIBC_TUNABLES")
     return {
         "device": device.device_kind,
         "platform": device.platform,
@@ -130,6 +130,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "jax": jax.__version__,
         "jaxlib": jaxlib.version.__version__,
+        **({"malloc": malloc} if malloc else {}),
     }
 
 
