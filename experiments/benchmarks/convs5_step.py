@@ -6,13 +6,12 @@ under `vmap`, and kernels that are discretised anew for every generated frame. I
 checked before anything is timed.
 
 What to expect on a CPU at the small size: of 2.1 ms for a generated frame, 1.5 ms are seventeen 3x3
-convolutions between 32 channels and the first one (0.19 ms at 32x32, 0.05 ms at 16x16: 190 of the 220 GFLOP/s
-that a large matrix product reaches). All but the four of the state-space layers are common to both forms, so
-that real kernels alone win little. Ours joins two of the four large ones with the resampling beside them (4
-products in place of 9) and has a cheaper ELU: 1.3 times as fast. Twice is out of reach: the convolutions that
-are left take 1.25 ms. Measured and slower than XLA's convolution, at 32x32 and 16x16 (0.19, 0.05 ms):
-Winograd F(2x2) 0.25, 0.10 and F(4x4) 0.35, 0.18 (the transforms alone 0.13 and more), patches and one product
-0.39, 0.10, nine shifted products 0.43, 0.16, channels first 0.26, 0.06.
+convolutions between 32 channels and the first one, which XLA runs on one core (0.19 ms at 32x32, 0.05 ms at 16x16:
+190 of the 240 GFLOP/s that a core reaches). Ours runs them on two, joins two of the four large ones with the
+resampling beside them (4 products in place of 9) and has a cheaper ELU: 1.6 times as fast, 1.75 times in a rollout,
+which has no calls between frames. Twice is not reached: at this size two cores reach 310 GFLOP/s. Measured and slower
+at 32x32 and 16x16 than one core's convolution: Winograd F(2x2) 0.25, 0.10 and F(4x4) 0.35, 0.18 (the transforms alone
+0.13 and more), patches and one product 0.39, 0.10, nine shifted products 0.43, 0.16, channels first 0.26, 0.06.
 
 The last rows: passes over a whole clip at once, and frame by frame in a loop. A lone layer gains from 512
 frames on, the network with its encoder from about 16, so the choice is made once for the whole of it, in

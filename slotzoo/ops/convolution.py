@@ -75,8 +75,8 @@ def convolution(
 
     and a kernel's gradient, as a convolution and as a product: 221 and 169 for the first of these, 79 and 58 for the
     fourth, 43 and 11 for 64 -> 4 channels, 4.2 and 0.7 for 8 -> 3. A training step of Slot Attention on eight images
-    of 64 x 64 pixels takes 0.80 s in place of 0.99, one of SLATE 0.148 in place of 0.171, and a frame that ConvS5
-    generates 1.06 ms in place of 1.42.
+    of 64 x 64 pixels takes 0.85 s in place of 0.99, one of SLATE 0.144 in place of 0.171, and a frame that ConvS5
+    generates 1.2 ms in place of 1.45.
 
     **Raises** ConfigError where a form was asked for and cannot be.
     """
