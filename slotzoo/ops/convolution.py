@@ -55,10 +55,10 @@ def convolution(
     `implementation`: "direct" sums products as the compiler does, "short" makes four neighbours of a row together
     with fewer of them (kernels 3 or 5 wide, stride 1), "narrow" is a product of matrices for few outputs (stride 1),
     and "auto" takes what is faster on the platform that is compiled for: on a CPU and for float32 these or
-    `cpu_convolution.direct`, as `_form` says, unless the ambient mesh has several devices, over which images may be
-    spread that they work on in turn. Against float64, for 64 channels and 5 x 5 taps, the rounding error of "short"
-    is 1.4e-6 of the results' size as a root mean square (direct: 3.9e-7), and the largest of half a million 3.8e-6 of
-    the largest result (direct: 6.8e-7).
+    `cpu_convolution.on_all_cores`, as `_form` says, unless the ambient mesh has several devices, over which
+    images may be spread that they work on in turn. Against float64, for 64 channels and 5 x 5 taps, the rounding
+    error of "short" is 1.4e-6 of the results' size as a root mean square (direct: 3.9e-7), and the largest of half a
+    million 3.8e-6 of the largest result (direct: 6.8e-7).
 
     Measured on two cores of an AMD EPYC (Zen 5) with jaxlib 0.10.2, the best of several rounds in milliseconds:
 
@@ -71,7 +71,7 @@ def convolution(
         32, 16, 128 -> 128       3 x 3      5.8            6.1     3.9
        128, 32, 32 -> 32         3 x 3     11.2            8.4     7.8
         56, 64, 64 -> 4          3 x 3       16             20             7.0
-         4, 128, 8 -> 3          3 x 3      2.2            2.1            0.52
+         4, 128, 8 -> 3          3 x 3      2.2            2.1            0.67
 
     and a kernel's gradient, as a convolution and as a product: 221 and 169 for the first of these, 79 and 58 for the
     fourth, 43 and 11 for 64 -> 4 channels, 4.2 and 0.7 for 8 -> 3. A training step of Slot Attention on eight images
@@ -146,7 +146,7 @@ def _lowered_on_cpu(
 ) -> Array:
     form = _form(x, kernel, stride) if implementation == "auto" else implementation
     if form == "on all cores":
-        return cpu_convolution.direct(x, kernel, pads)
+        return cpu_convolution.on_all_cores(x, kernel, pads)
     return _lowered(x, kernel, stride=stride, pads=pads, implementation=cast(Implementation, form))
 
 

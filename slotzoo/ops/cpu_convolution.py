@@ -5,8 +5,8 @@ along the kernel's outputs only, where they are 96 or more (jaxlib 0.10): with 6
 whatever the size of the images. Eigen shares it along the pixels, but is slow where a kernel's gradient is written
 as a convolution. Products of matrices use all cores in either. So here are:
 
-    direct            the compiler's, for Eigen: with one more row, which YNNPACK does not take, and which is cut off
-    narrow            few channels: one product, and sums of its neighbours
+    on_all_cores      the compiler's, for Eigen: with one more row, which YNNPACK does not take, and which is cut off
+    narrow            few outputs: one product, and sums of its neighbours
     kernel_gradient   one product of neighbouring pixels with neighbouring results
 """
 
@@ -22,7 +22,7 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 AT_ONCE = 2**21
 
 
-def direct(
+def on_all_cores(
     x: Float[Array, "image height width in"],
     kernel: Float[Array, "kernel_height kernel_width in out"],
     pads: Pads,
@@ -46,29 +46,14 @@ def narrow(
     kernel: Float[Array, "kernel_height kernel_width in out"],
     pads: Pads,
 ) -> Float[Array, "image height_out width_out out"]:
-    """For few outputs: the products of each pixel with all taps at once, then their sum over the taps.
-
-    The taps of a row are put beside each other before the product where that is less to write than after it.
-    """
+    """For few outputs: the products of each pixel with all taps at once, then their sum over the taps."""
     rows, columns, channels, outputs = kernel.shape
-    images, height, width, _ = x.shape
-    height_out, width_out = (
-        s + sum(p) - k + 1 for s, p, k in zip(x.shape[1:3], pads, kernel.shape, strict=False)
-    )
-    gathered = columns * (channels + rows * outputs) < rows * columns * outputs + channels
-    if gathered:
-        x = _padded(x, columns=pads[1])
-        x = jnp.stack([x[:, :, b : b + width_out] for b in range(columns)], axis=3)
-        matrix = kernel.transpose(1, 2, 0, 3)
-        taps = [(a, 0) for a in range(rows)]
-    else:
-        matrix = kernel.transpose(2, 0, 1, 3)
-        taps = [(a, b) for a in range(rows) for b in range(columns)]
-    products = x.reshape(images * height * x.shape[2], -1) @ matrix.reshape(-1, len(taps) * outputs)
+    height, width = (s + sum(p) - k + 1 for s, p, k in zip(x.shape[1:3], pads, (rows, columns), strict=True))
+    products = x @ kernel.transpose(2, 0, 1, 3).reshape(channels, -1)
     # The barrier keeps the product one of matrices, the library's, rather than a part of the sums.
-    products = lax.optimization_barrier(products).reshape(images, height, x.shape[2], len(taps), outputs)
-    products = _padded(products, rows=pads[0], columns=(0, 0) if gathered else pads[1])
-    parts = [products[:, a : a + height_out, b : b + width_out, i] for i, (a, b) in enumerate(taps)]
+    products = lax.optimization_barrier(products).reshape(*x.shape[:3], rows, columns, outputs)
+    products = _padded(products, *pads)
+    parts = [products[:, a : a + height, b : b + width, a, b] for a in range(rows) for b in range(columns)]
     return sum(parts[1:], parts[0])
 
 
@@ -105,7 +90,7 @@ def kernel_gradient(
         found = _product(jnp.stack(places, 3), jnp.stack(results, 3))
         return found.reshape(columns, channels, rows, outputs).transpose(2, 0, 1, 3)
 
-    count = at_once(len(x), math.prod(dy.shape[1:3]) * widths[where])
+    count = at_once(len(x), math.prod(dy.shape[1:3]) * widths[where], AT_ONCE)
     if count == len(x):
         return part(x, dy)
     chunks = [a.reshape(len(x) // count, count, *a.shape[1:]) for a in (x, dy)]
@@ -125,9 +110,8 @@ def _taps_on_result(x: Array, dy: Array, sides: tuple[int, int], pads: Pads) -> 
     return found.reshape(x.shape[3], *sides, dy.shape[3]).transpose(1, 2, 0, 3)
 
 
-def at_once(images: int, size: int, most: int | None = None) -> int:
-    """How many images of this size, a divisor of all, make up to `most` (`AT_ONCE`) together; at least one."""
-    most = AT_ONCE if most is None else most
+def at_once(images: int, size: int, most: int) -> int:
+    """How many images of this size, a divisor of all, make up to `most` together; at least one."""
     fitting = (n for n in range(1, images + 1) if images % n == 0 and (n == 1 or n * size <= most))
     return max(fitting, default=1)
 

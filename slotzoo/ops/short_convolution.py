@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from slotzoo.ops.cpu_convolution import Pads, at_once, direct
+from slotzoo.ops.cpu_convolution import Pads, at_once, on_all_cores
 
 
 RESULTS = 4  # made together
@@ -48,7 +48,7 @@ def short_convolution(
         x = x.reshape(images, height, cells + 1, RESULTS, channels)
         places = [x[:, :, :-1, j] for j in range(RESULTS)] + [x[:, :, 1:, j] for j in range(RESULTS)]
         spread = lax.optimization_barrier([_sum(row, places) for row in matrices(kernel.shape[1])[2]])
-        products = [direct(x, k, (pads[0], (0, 0))) for x, k in zip(spread, columns, strict=True)]
+        products = [on_all_cores(x, k, (pads[0], (0, 0))) for x, k in zip(spread, columns, strict=True)]
         # Without the barriers the sums would be made again for each of their readers.
         products = lax.optimization_barrier(products)
         y = jnp.stack([_sum(row, products) for row in out], axis=3)
