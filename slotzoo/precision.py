@@ -1,4 +1,16 @@
-"""Mixed precision: parameters stay float32, one cast at the boundary of the model, float32 islands inside."""
+"""Mixed precision: parameters stay float32, one cast at the boundary of the model, float32 islands inside.
+
+These upcast their own inputs and cast their result back, under every policy, so that a caller never has to think of it:
+
+    recurrences: the state and the decay of every scan (1 - |a| is often below bfloat16's resolution)
+    discretisation of state-space models: Lambda, log_step and what is computed from them
+    statistics of LayerNorm, GroupNorm and BatchNorm
+    softmax and log-softmax, the normalisation of attention weights
+    codebook distances and their argmin
+    losses and metrics
+
+Optimiser state, parameters and their moving averages are float32 throughout.
+"""
 
 import dataclasses
 from typing import Literal, TypeVar
@@ -10,18 +22,6 @@ from jax.typing import DTypeLike
 
 Precision = Literal["float32", "bfloat16"]
 T = TypeVar("T")
-
-# What stays float32 under every policy. Each of these upcasts its own inputs and casts its result back,
-# so that a caller never has to think of it.
-FLOAT32_ISLANDS = (
-    "recurrences: the state and the decay of every scan (1 - |a| is often below bfloat16's resolution)",
-    "discretisation of state-space models: Lambda, log_step and what is computed from them",
-    "statistics of LayerNorm, GroupNorm and BatchNorm",
-    "softmax and log-softmax, attention weights' normalisation",
-    "codebook distances and their argmin",
-    "losses and metrics",
-    "optimiser state, parameters, exponential moving averages",
-)
 
 
 @dataclasses.dataclass(frozen=True)

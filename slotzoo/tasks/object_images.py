@@ -135,20 +135,6 @@ class ObjectImagesTask(AbstractPlainTask):
         """`model.explain` of a batch, in the value range of the model."""
         return _explain(model, jnp.asarray(images), keys, slots, iterations)
 
-    def take_apart(
-        self,
-        model: Any,
-        images: UInt8[np.ndarray, "batch height width channel"],
-        keys: Key[Array, " batch"],
-        *,
-        masks: Integer[np.ndarray, "batch height width"] | None = None,
-        slots: int | None = None,
-        iterations: int | None = None,
-    ) -> list[Apart]:
-        """`explain` and `apart` in one."""
-        out = self.explain(model, images, keys, slots=slots, iterations=iterations)
-        return self.apart(model, images, out, masks=masks)
-
     def apart(
         self,
         model: Any,

@@ -15,6 +15,9 @@ from slotzoo.tasks.pixels import to_range
 from tests.tasks.objects import Toy, ToyConfig
 
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
+
 @pytest.fixture(scope="module")
 def batch():
     """Grey squares on black, and white ones: three brightnesses, so the toy is right everywhere."""
@@ -99,9 +102,8 @@ def test_stops_and_refuses_nothing(batch, tmp_path):
 
 
 def test_more_slots_than_in_training(batch):
-    rows = ObjectImagesTask().take_apart(
-        Toy(), batch["image"], jax.random.split(jax.random.key(0), 3), slots=5, iterations=7
-    )
+    task, keys = ObjectImagesTask(), jax.random.split(jax.random.key(0), 3)
+    rows = task.apart(Toy(), batch["image"], task.explain(Toy(), batch["image"], keys, slots=5, iterations=7))
     assert rows[0].masks.shape == (5, 8, 8) and rows[0].true is None
     assert rows[0].pictures.min() == 0.0 and rows[0].pictures.max() == 1.0
 
