@@ -15,6 +15,8 @@ from slotzoo.tasks.tokenizer import TokenizerTask, TokenizerTaskConfig
 from tests.arrays import random_module
 
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 SMALL = KLVAEConfig(
     resolution=4, ch=4, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), z_channels=2, embed_dim=3, groups=2
 )

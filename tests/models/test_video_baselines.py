@@ -19,6 +19,8 @@ from slotzoo.models import (
 from tests.tolerance import assert_close
 
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 SMALL = dict(
     height=4,
     width=4,
