@@ -22,6 +22,9 @@ from slotzoo.tasks.video_prediction import Rollout
 from slotzoo.train.step import cast_parameters
 
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     target: str

@@ -18,6 +18,8 @@ from slotzoo.train.step import cast_parameters
 from tests.arrays import random_module
 
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 CONFIG = VQGANConfig(
     resolution=12,
     ch=4,

@@ -22,6 +22,8 @@ from slotzoo.tasks.video_prediction import (
 )
 
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 TOKENIZER = VQGANConfig(
     resolution=16, ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), z_channels=32, n_embed=8, embed_dim=4,
     patch=4, mid_attention=False, code_scale=1.0,
