@@ -23,6 +23,13 @@ class TemporalOutput(NamedTuple):
     state: Any
 
 
+class PreparedTemporal(NamedTuple):
+    """What `RecurrentTemporal.step` computes from the parameters alone: of the layers, and how squares go back."""
+
+    sequence: PreparedStack
+    expand: Float[Array, "in pixels"] | None
+
+
 class Actions(eqx.Module):
     """`[latents, embedding[action]]` on the channels; hidden latents are a constant."""
 
@@ -125,11 +132,12 @@ class RecurrentTemporal(eqx.Module):
         key: PRNGKeyArray | None = None,
     ) -> TemporalOutput:
         """All frames of a clip; a `key` turns dropout on."""
-        return self._expanded(self.sequence(self._inputs(latents, actions, hide), state, key=key))
+        return self._expanded(self.sequence(self._inputs(latents, actions, hide), state, key=key), None)
 
-    def prepare(self) -> PreparedStack:
+    def prepare(self) -> PreparedTemporal:
         """What `step` takes; fixed while the parameters are."""
-        return self.sequence.prepare()
+        expand = None if self.expand is None else self.expand.prepare()
+        return PreparedTemporal(self.sequence.prepare(), expand)
 
     def step(
         self,
@@ -137,11 +145,12 @@ class RecurrentTemporal(eqx.Module):
         action: Int[Array, ""],
         hide: Bool[Array, ""],
         state: Any,
-        prepared: PreparedStack | None = None,
+        prepared: PreparedTemporal | None = None,
     ) -> TemporalOutput:
         """One frame."""
+        sequence, expand = self.prepare() if prepared is None else prepared
         inputs = self._inputs(latents, action, hide)
-        return self._expanded(self.sequence.step(inputs, state, prepared=prepared))
+        return self._expanded(self.sequence.step(inputs, state, prepared=sequence), expand)
 
     def _inputs(self, latents: Array, actions: Array, hide: Array) -> Array:
         inputs = self.actions(latents, actions, hide)
@@ -149,6 +158,6 @@ class RecurrentTemporal(eqx.Module):
             inputs = inputs if layer is None else layer(inputs)
         return inputs
 
-    def _expanded(self, out: StackOutput) -> TemporalOutput:
-        features = out.output if self.expand is None else self.expand(out.output)
+    def _expanded(self, out: StackOutput, prepared: Array | None) -> TemporalOutput:
+        features = out.output if self.expand is None else self.expand(out.output, prepared)
         return TemporalOutput(features, out.state)

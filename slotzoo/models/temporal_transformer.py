@@ -116,6 +116,7 @@ class TransformerTemporal(eqx.Module):
         hide: Bool[Array, " time"],
         state: Any = None,
         *,
+        prepared: Float[Array, "in pixels"] | None = None,
         key: PRNGKeyArray | None = None,
     ) -> TemporalOutput:
         """Parallel over time; with a `state`, the latents follow what it has seen. A `key` turns dropout on."""
@@ -129,11 +130,11 @@ class TransformerTemporal(eqx.Module):
         else:
             flat = tokens.reshape(-1, tokens.shape[-1])
             out, state = self.net.extend(flat, state, frame=self._tokens)
-        return TemporalOutput(self.expand(out.reshape(x.shape)), state)
+        return TemporalOutput(self.expand(out.reshape(x.shape), prepared), state)
 
-    def prepare(self) -> None:
-        """Nothing: all that depends on the parameters alone is in the cache."""
-        return None
+    def prepare(self) -> Float[Array, "in pixels"]:
+        """What `step` takes beside the cache: the way back from squares."""
+        return self.expand.prepare()
 
     def step(
         self,
@@ -141,10 +142,10 @@ class TransformerTemporal(eqx.Module):
         action: Int[Array, ""],
         hide: Bool[Array, ""],
         state: Any,
-        prepared: None = None,
+        prepared: Float[Array, "in pixels"] | None = None,
     ) -> TemporalOutput:
         """One frame."""
-        out = self(latents[None], action[None], hide[None], state)
+        out = self(latents[None], action[None], hide[None], state, prepared=prepared)
         return TemporalOutput(out.features[0], out.state)
 
     def _start_tokens(self) -> Array:

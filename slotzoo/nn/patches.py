@@ -32,10 +32,15 @@ class PatchExpand(eqx.Module):
         """LeCun-normal weights (the fan-in counts the square, as in the seed's transposed convolution), no bias."""
         self.weight = lecun_normal()(key, (patch, patch, in_channels, out_channels), jnp.float32)
 
+    def prepare(self) -> Float[Array, "in pixels"]:
+        """The weight as the matrix that a call multiplies with; a loop has it made once, before it."""
+        return jnp.moveaxis(self.weight, 2, 0).reshape(self.weight.shape[2], -1)
+
     def __call__(
-        self, x: Float[Array, "*batch height width in"]
+        self, x: Float[Array, "*batch height width in"], prepared: Float[Array, "in pixels"] | None = None
     ) -> Float[Array, "*batch height_p width_p out"]:
         *batch, height, width, _ = x.shape
         patch, out = self.weight.shape[0], self.weight.shape[-1]
-        y = jnp.einsum("...hwi,abio->...hawbo", x, self.weight.astype(x.dtype))
-        return y.reshape(*batch, height * patch, width * patch, out)
+        matrix = self.prepare() if prepared is None else prepared
+        y = (x @ matrix.astype(x.dtype)).reshape(*batch, height, width, patch, patch, out)
+        return jnp.swapaxes(y, -4, -3).reshape(*batch, height * patch, width * patch, out)
