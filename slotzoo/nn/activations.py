@@ -11,7 +11,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jax import lax
+from jaxtyping import Array, Float
+
+from slotzoo.ops.order import stored
 
 
 Activation = Literal["relu", "gelu", "gelu_exact", "swish", "elu"]
@@ -66,3 +69,15 @@ _FUNCTIONS: dict[str, Callable[[Array], Array]] = {
 def activation(name: Activation) -> Callable[[Array], Array]:
     """The elementwise function called `name`."""
     return _FUNCTIONS[name]
+
+
+@jax.custom_jvp
+def kept_relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`max(x, 0)`, of which only the result is kept for the gradient, not `x` beside it: for wide layers."""
+    return stored(jnp.maximum(x, 0))
+
+
+@kept_relu.defjvp
+def _kept_relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    y = kept_relu(*primals)
+    return y, lax.select(y > 0, tangents[0], jnp.zeros_like(tangents[0]))

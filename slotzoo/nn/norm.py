@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from slotzoo.nn.activations import Activation, activation as function
+from slotzoo.ops.order import late
 
 
 class LayerNorm(eqx.Module):
@@ -158,6 +159,8 @@ def _backward(options: _Options, kept, g: Array):
     x, mean, inverse, scale, bias = kept
     # Without the barrier XLA's CPU compiler fuses what makes g into every pass below and computes it again.
     x, g = lax.optimization_barrier((x, g))
+    if options.axes == (-1,):
+        x = late(x, g)  # else x less its mean would be kept beside x
     dtype = x.dtype
     x, g = x.astype(jnp.float32), g.astype(jnp.float32)
     gain = inverse * scale

@@ -15,7 +15,7 @@ from jax.nn.initializers import variance_scaling
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from slotzoo.errors import ConfigError
-from slotzoo.nn.activations import Activation, activation as function
+from slotzoo.nn.activations import Activation, activation as function, kept_relu
 from slotzoo.nn.attention import MultiHeadAttention
 from slotzoo.nn.conv import Conv
 from slotzoo.nn.linear import Linear
@@ -41,7 +41,8 @@ class FeedForward(eqx.Module):
         self.activation = activation
 
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
-        return self.second(function(self.activation)(self.first(x)))
+        act = kept_relu if self.activation == "relu" else function(self.activation)
+        return self.second(act(self.first(x)))
 
 
 class ViTLayer(eqx.Module):

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from slotzoo.errors import ConfigError
 from slotzoo.ops.device import compiling_for_gpu, oldest_capability
 from slotzoo.ops.dropout import keep_mask
+from slotzoo.ops.order import late
 from slotzoo.ops.turned import turned
 
 
@@ -134,6 +135,7 @@ def _forward(options: _Options, query: Array, key: Array, value: Array, mask: An
 
 def _backward(options: _Options, kept, gradient: Array):
     query, key, value, mask, dropout_key, out, normaliser = kept
+    query = late(query, gradient)
     # sum_k w_k dw_k is the product of output and gradient: no sum over the weights is needed.
     mean = (gradient.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
     gradient = (gradient.astype(jnp.float32) / (1 - options.dropout)).astype(gradient.dtype)
