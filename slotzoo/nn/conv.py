@@ -100,9 +100,9 @@ def conv_transpose2d(
     columns = _Phases.of(x.shape[-2], kernel.shape[1], stride, pads[1])
     if stride == 1:
         return conv2d(x, kernel, padding=(rows.padding, columns.padding))
-    choose_rows, choose_columns = (jnp.asarray(side.taps, kernel.dtype) for side in (rows, columns))
-    cells = jnp.einsum("pak,qbl,klio->abipqo", choose_rows, choose_columns, kernel, precision="highest")
-    cells = cells.reshape(*cells.shape[:3], -1)
+    cells = jnp.pad(kernel, (rows.zeros, columns.zeros, (0, 0), (0, 0)))
+    cells = cells.reshape(-1, stride, cells.shape[1] // stride, stride, *kernel.shape[2:])[:, ::-1, :, ::-1]
+    cells = cells.transpose(0, 2, 4, 1, 3, 5).reshape(len(cells), cells.shape[2], kernel.shape[2], -1)
     y = conv2d(x, cells, padding=(rows.padding, columns.padding))
     *batch, height, width, _ = y.shape
     y = y.reshape(*batch, height, width, stride, stride, -1)
@@ -115,7 +115,8 @@ class _Phases(NamedTuple):
 
     size: int  # of the output
     padding: tuple[int, int]  # of the input
-    taps: np.ndarray  # (phase, tap of the cell's kernel, tap of the kernel), zeros and ones
+    # About the kernel, which then has for each tap of a cell's kernel one of every phase, the last phase first.
+    zeros: tuple[int, int]
 
     @classmethod
     def of(cls, size: int, kernel: int, stride: int, pads: tuple[int, int]) -> "_Phases":
@@ -124,18 +125,10 @@ class _Phases(NamedTuple):
         if out < 1:
             raise ShapeError(f"a transposed convolution of {size} pixels with padding {pads} leaves none.")
         # Tap a of the kernel reads pixel m + shift for phase p where p + a - low = stride * shift.
-        found = [
-            (p, (p + a - low) // stride, a)
-            for p in range(stride)
-            for a in range(kernel)
-            if (p + a - low) % stride == 0
-        ]
-        first, last = min(shift for _, shift, _ in found), max(shift for _, shift, _ in found)
-        taps = np.zeros((stride, last - first + 1, kernel), np.float32)
-        for p, shift, a in found:
-            taps[p, shift - first, a] = 1
+        first, last = -(low // stride), (stride - 1 + kernel - 1 - low) // stride
+        zeros = (stride - 1 - low - stride * first, stride * last + 1 + low - kernel)
         cells = -(-out // stride)
-        return cls(out, (-first, cells - 1 + last - (size - 1)), taps)
+        return cls(out, (-first, cells - 1 + last - (size - 1)), zeros)
 
 
 def _transposed_padding(
