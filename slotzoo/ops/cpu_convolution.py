@@ -13,8 +13,9 @@ as a convolution. Products of matrices use all cores in either. So here are:
 import math
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -83,8 +84,7 @@ def kernel_gradient(
             return _taps_on_result(x, dy, sides, pads)
         x = _padded(x, *pads)
         if where == "image":
-            places = [x[:, a : a + height, b : b + width] for a in range(rows) for b in range(columns)]
-            return _product(jnp.stack(places, 3), dy).reshape(rows, columns, channels, outputs)
+            return _product(_places(x, sides, height, width), dy).reshape(rows, columns, channels, outputs)
         places = [x[:, :, b : b + width] for b in range(columns)]
         results = [_padded(dy, (a, rows - 1 - a)) for a in range(rows)]
         found = _product(jnp.stack(places, 3), jnp.stack(results, 3))
@@ -93,9 +93,9 @@ def kernel_gradient(
     count = at_once(len(x), math.prod(dy.shape[1:3]) * widths[where], AT_ONCE)
     if count == len(x):
         return part(x, dy)
-    chunks = [a.reshape(len(x) // count, count, *a.shape[1:]) for a in (x, dy)]
-    start = jnp.zeros((*sides, channels, outputs), dy.dtype)
-    return lax.scan(lambda total, chunk: (total + part(*chunk), None), start, chunks)[0]
+    begin = jnp.zeros((*sides, channels, outputs), dy.dtype)
+    add = lambda total, start: (total + part(some(x, start, count), some(dy, start, count)), None)
+    return lax.scan(add, begin, starts(len(x), count))[0]
 
 
 def _taps_on_result(x: Array, dy: Array, sides: tuple[int, int], pads: Pads) -> Array:
@@ -105,15 +105,37 @@ def _taps_on_result(x: Array, dy: Array, sides: tuple[int, int], pads: Pads) -> 
         for taps, (low, _), side, out in zip(sides, pads, x.shape[1:3], dy.shape[1:3], strict=True)
     ]
     dy = _padded(dy, *around)
-    taps = [(a, b) for a in reversed(range(sides[0])) for b in reversed(range(sides[1]))]
-    found = _product(x, jnp.stack([dy[:, a : a + height, b : b + width] for a, b in taps], 3))
-    return found.reshape(x.shape[3], *sides, dy.shape[3]).transpose(1, 2, 0, 3)
+    found = _product(x, _places(dy, sides, height, width))
+    return found.reshape(x.shape[3], *sides, dy.shape[3])[:, ::-1, ::-1].transpose(1, 2, 0, 3)
+
+
+def _places(x: Array, sides: tuple[int, int], height: int, width: int) -> Array:
+    """Around each pixel those under all taps: `image height width row column channel`.
+
+    First those of a row beside each other, then the rows: the compiler makes a program for each of many parts.
+    """
+    x = jnp.stack([x[:, :, b : b + width] for b in range(sides[1])], 3)
+    return jnp.stack([x[:, a : a + height] for a in range(sides[0])], 3)
 
 
 def at_once(images: int, size: int, most: int) -> int:
     """How many images of this size, a divisor of all, make up to `most` together; at least one."""
     fitting = (n for n in range(1, images + 1) if images % n == 0 and (n == 1 or n * size <= most))
     return max(fitting, default=1)
+
+
+def starts(images: int, count: int) -> UInt32[Array, " chunk"]:
+    """Where chunks of `count` images begin, for loops over them."""
+    return jnp.asarray(np.arange(0, images, count, dtype=np.uint32))
+
+
+def some(
+    x: Float[Array, "image height width channel"], start: UInt32[Array, ""], count: int
+) -> Float[Array, "{count} height width channel"]:
+    """`count` images from `start` on. A loop over an array of chunks would have what makes `x` computed once more, in
+    the shape of the chunks.
+    """
+    return lax.dynamic_slice(x, (start, *[jnp.uint32(0)] * 3), (count, *x.shape[1:]))
 
 
 def _product(x: Array, dy: Array) -> Array:
