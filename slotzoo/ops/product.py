@@ -29,6 +29,10 @@ from slotzoo.ops.device import compiling_for_gpu
 from slotzoo.ops.turned import turned
 
 
+# Products of numbers for which a factor is turned over: below, that saves no time, and costs some to compile.
+LEAST = 2**21
+
+
 def product(x: Float[Array, "*rows in"], weight: Float[Array, "in out"]) -> Float[Array, "*rows out"]:
     """`x @ weight`, in the dtype of both; for a GPU exactly that."""
     if compiling_for_gpu():
@@ -62,6 +66,8 @@ def _input_gradient(dy: Array, x: Any, weight: Array) -> Array:
 def _weight_gradient(dy: Array, x: Array, weight: Any) -> Array:
     x, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     (rows, inputs), outputs = x.shape, dy.shape[1]
+    if rows * inputs * outputs < LEAST:
+        return lax.dot_general(x, dy, (((0,), (0,)), ((), ())))
     # Whichever has less to turn over; the second also turns its result.
     if rows * inputs > (rows + inputs) * outputs:
         return turned(turned(dy) @ x)
