@@ -94,7 +94,11 @@ class PositionTable(eqx.Module):
             y = x + places
         else:
             y = jnp.concatenate([x, jnp.broadcast_to(places, (*x.shape[:-1], places.shape[-1]))], axis=-1)
-        return y if self.transform is None else self.transform(y)
+        if self.transform is None:
+            return y
+        # Places in a row, as later layers have them: the compiler makes one program for norms of either.
+        rows = y.reshape(*y.shape[: y.ndim - self.table.ndim], -1, y.shape[-1])
+        return self.transform(rows).reshape(*y.shape[:-1], -1)
 
 
 def position_features(
