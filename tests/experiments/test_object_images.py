@@ -18,6 +18,9 @@ from slotzoo.errors import ConfigError, DataError
 from slotzoo.train.signals import Signals
 
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
+
 def settings(name: str, *overrides: str) -> RunSettings:
     config = experiment(name, ["scale=tiny", *overrides])
     return validate.settings(

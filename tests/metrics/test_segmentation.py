@@ -21,6 +21,8 @@ from slotzoo.metrics.segmentation import (
 )
 
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 COUNT = 5
 table_of = jax.jit(lambda t, p: contingency(t, p, true_count=COUNT, predicted_count=COUNT))
 scores_of = jax.jit(lambda t, p: segmentation_scores(t, p, true_count=COUNT, predicted_count=COUNT))

@@ -10,6 +10,9 @@ from sklearn.metrics import adjusted_rand_score
 from slotzoo.metrics.tracking import contour_accuracy, contour_of, region_similarity, track_scores
 
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
+
 def clip(rng, frames=3, side=12, labels=4):
     """Squares that move, and the same with noise."""
     true = np.zeros((frames, side, side), np.int32)

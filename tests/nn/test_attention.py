@@ -11,6 +11,9 @@ from tests.arrays import random_module
 from tests.tolerance import assert_close
 
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
+
 def layer(**options):
     return random_module(lambda: MultiHeadAttention(8, heads=2, key=jax.random.key(0), **options))
 

@@ -14,6 +14,9 @@ from slotzoo.nn.norm import BatchNorm
 from tests.arrays import random_module
 
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
+
 @pytest.mark.parametrize("depth, parameters", [(18, 11_689_512), (34, 21_797_672), (50, 25_557_032)])
 def test_published_sizes(depth, parameters):
     """For ImageNet, as torchvision counts them."""

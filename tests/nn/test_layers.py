@@ -19,6 +19,8 @@ from slotzoo.nn.resnet import ResNetDecoder, ResNetEncoder
 from tests.tolerance import assert_close
 
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 LIKE = {
     "relu": jax.nn.relu,
     "gelu": jax.nn.gelu,

@@ -14,6 +14,9 @@ from slotzoo.ops.linear_attention import linear_attention
 from tests.tolerance import assert_close
 
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
+
 @pytest.mark.parametrize("kernel_size", [2, 3])
 def test_conv_lstm_gradients_are_those_of_the_plain_loop(key, kernel_size):
     layer = ConvLSTM(2, kernel_size=kernel_size, key=key)

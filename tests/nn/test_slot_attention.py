@@ -14,6 +14,8 @@ from slotzoo.nn.position import SoftPositionEmbedding, position_grid
 from slotzoo.nn.slot_attention import SlotAttention, _neumann
 
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 PADS = ["SAME", "VALID", ((2, 3), (2, 3)), ((1, 2), (3, 0))]
 
 

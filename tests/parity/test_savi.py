@@ -5,6 +5,8 @@ import pytest
 from tests.parity.harness import cases, run_case
 
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 LATER: dict[str, str] = {}
 
 
