@@ -61,20 +61,18 @@ def test_torn_newest_checkpoint(place, straight):
     assert_equal_runs(place.run, straight)
 
 
-def test_no_readable_checkpoint_is_no_new_start(place):
-    place.train("train.steps=2")
-    for path in (place.run / "checkpoints").glob("*/model/**/d/*"):
+def test_no_readable_checkpoint_is_no_new_start(begun):
+    for path in (begun.run / "checkpoints").glob("*/model/**/d/*"):
         path.write_bytes(b"")
-    output = place.train("train.steps=4", code=3)
+    output = begun.train("train.steps=4", code=3)
     assert "none can be read" in output and "does not start over by itself" in output
 
 
-def test_disk_full(place, straight):
-    place.train("train.steps=2")
-    output = place.train("train.evaluate_every=6", "eval.pictures=0", code=3, file_limit=20_000)
+def test_disk_full(begun, straight):
+    output = begun.train("train.evaluate_every=6", "eval.pictures=0", code=3, file_limit=20_000)
     assert "could not be written" in output and "The last good checkpoint is step 2" in output
-    place.train()
-    assert_equal_runs(place.run, straight)
+    begun.train()
+    assert_equal_runs(begun.run, straight)
 
 
 def test_longer_training_continues(place):
@@ -84,11 +82,10 @@ def test_longer_training_continues(place):
     assert sorted(losses(place.run)) == [1, 2, 3, 4, 5, 6]
 
 
-def test_finished_run_is_left_alone(place):
-    place.train("train.steps=2")
-    before = (place.run / "weights.safetensors").read_bytes()
-    assert "Finished already" in place.train("train.steps=2")
-    assert (place.run / "weights.safetensors").read_bytes() == before
+def test_finished_run_is_left_alone(begun):
+    before = (begun.run / "weights.safetensors").read_bytes()
+    assert "Finished already" in begun.train("train.steps=2")
+    assert (begun.run / "weights.safetensors").read_bytes() == before
 
 
 def test_four_devices_equal_one(place, straight):
