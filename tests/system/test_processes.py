@@ -33,7 +33,7 @@ def train(place, *overrides):
     return [finish(process) for process in processes]
 
 
-def test_two_processes_train_and_resume(place, straight):
+def test_two_processes_train_and_resume(place):
     train(place, "train.steps=4", "optim.schedule=constant")
     assert sorted(losses(place.run)) == [1, 2, 3, 4]
     outputs = train(place, "train.steps=6", "optim.schedule=constant")
