@@ -1,7 +1,7 @@
 # Two commands set everything up: `make train` and `make test`. The environment lives in .venv of this folder.
 PYTHON ?= python3
 EXTRAS ?= metrics,video,log,dmlab,dev
-# Processes that the tests are spread over; a file of tests stays in one of them.
+# Processes that the tests are spread over; a file of tests stays in one of them, and files with slow tests come first.
 JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +14,7 @@ train: $(READY)
 	$(BIN)/python -m experiments.train +exp=convs5_dmlab $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Every test runs on four forced CPU devices, with strict dtype promotion and no silent rank promotion."""
 
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -35,20 +36,25 @@ hypothesis.settings.load_profile("slotzoo")
 
 
 def pytest_collection_modifyitems(items):
-    """Run what is marked slow last."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    """Run what is marked slow last; first where tests are spread over processes, which then end together."""
+    last = "PYTEST_XDIST_WORKER" not in os.environ
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is not None) == last)
 
 
 # Linux allows a process 65,530 memory mappings (vm.max_map_count). Every program that XLA compiles for the CPU takes
 # about ten, and it dies of a segmentation fault when none is left, which ends a test process in mid-suite.
 _MAPPINGS = Path("/proc/self/maps")
 _MOST_MAPPINGS = 20_000
+# To count them takes some ten milliseconds, and no ten tests make as many as are left.
+_COUNTED_EVERY = 10
+_ended = itertools.count(1)
 
 
 def pytest_runtest_teardown():
     """Give compiled programs back before there are too many of them."""
-    if _MAPPINGS.exists() and _MAPPINGS.read_bytes().count(b"\n") > _MOST_MAPPINGS:
-        jax.clear_caches()
+    if next(_ended) % _COUNTED_EVERY == 0 and _MAPPINGS.exists():
+        if _MAPPINGS.read_bytes().count(b"\n") > _MOST_MAPPINGS:
+            jax.clear_caches()
 
 
 @pytest.fixture(scope="module")
