@@ -30,6 +30,7 @@ from slotzoo.ops.cpu_convolution import Pads
 from slotzoo.ops.device import compiling_for_gpu
 from slotzoo.ops.sharding import over_devices
 from slotzoo.ops.short_convolution import POINTS, short_convolution
+from slotzoo.ops.short_gradient import short_kernel_gradient
 
 
 Padding = str | Pads
@@ -98,15 +99,33 @@ def convolution(
         pads = padding
     if compiling_for_gpu():
         return _general(x, kernel, stride=stride, pads=pads)
+    x, pads = _cut(x, pads)
     return _convolution.bind(x, kernel, stride=stride, pads=pads, implementation=implementation)
 
 
 _convolution = Primitive("convolution")
 
 
+def _cut(x: Array, pads: Any, spread: int = 1) -> tuple[Array, Pads]:
+    """Images without the pixels that negative `pads` cut off, and pads that are not negative; `spread - 1` zeros are to
+    come between pixels. jaxlib 0.10.2 gives wrong results on a CPU where pads of a convolution are negative.
+    """
+    pads = cast(Pads, tuple((int(low), int(high)) for low, high in pads))
+    away = [[-(min(pad, 0) // spread) for pad in pair] for pair in pads]
+    if not any(map(any, away)):
+        return x, pads
+    (top, bottom), (left, right) = away
+    x = x[:, top : x.shape[1] - bottom, left : x.shape[2] - right]
+    left_over = [
+        tuple(p + spread * a for p, a in zip(*both, strict=True)) for both in zip(pads, away, strict=True)
+    ]
+    return x, cast(Pads, tuple(left_over))
+
+
 def _general(
     x: Array, kernel: Array, *, stride: int = 1, pads: Any, spread_input: int = 1, spread_kernel: int = 1
 ) -> Array:
+    x, pads = _cut(x, pads, spread_input)
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -123,6 +142,13 @@ def _is_product(sides: tuple[int, ...], stride: int, pads: Any) -> bool:
     return sides == (1, 1) and stride == 1 and not any(map(any, pads))
 
 
+def _is_large(kernel: tuple[int, ...], pixels: int, images: int, products: float) -> bool:
+    """Whether a form with fewer products is faster. Its sums are paid by many channels, its copies by large images,
+    and a part of a second of compiling for each shape by many products.
+    """
+    return min(kernel[2:]) >= 32 and pixels >= 256 and images * pixels * math.prod(kernel) >= products
+
+
 def _form(x: Any, kernel: Any, stride: int) -> str:
     """The fastest one on a CPU, as measured; see `convolution`."""
     (rows, columns, channels, outputs), pixels = kernel.shape, math.prod(x.shape[1:3])
@@ -134,9 +160,7 @@ def _form(x: Any, kernel: Any, stride: int) -> str:
     work = x.shape[0] * pixels * terms * outputs
     if outputs >= 96 and terms >= 512:
         return "direct"  # it uses all cores
-    # The sums of "short" are paid by many channels, its copies by large images, and half a second of compiling for
-    # each shape by many products.
-    if columns in POINTS and rows >= 3 and min(channels, outputs) >= 32 and pixels >= 256 and work >= 3e9:
+    if columns in POINTS and rows >= 3 and _is_large(kernel.shape, pixels, x.shape[0], 3e9):
         return "short"
     return "on all cores" if outputs >= 32 and terms >= 128 and work >= 2**21 else "direct"
 
@@ -190,7 +214,8 @@ def _input_gradient(
         before = taps - 1 - low
         pairs.append((before, side - (stride * (out - 1) + 1) + taps - 1 - before))
     if stride == 1:
-        return _convolution.bind(dy, turned, stride=1, pads=tuple(pairs), implementation=implementation)
+        dy, pads = _cut(dy, pairs)
+        return _convolution.bind(dy, turned, stride=1, pads=pads, implementation=implementation)
     return _general(dy, turned, pads=pairs, spread_input=stride)
 
 
@@ -205,7 +230,11 @@ def _kernel_gradient(
         found = lax.dot_general(first, second, (((0, 1, 2), (0, 1, 2)), ((), ())))
         return (found.T if swap else found)[None, None]
     if stride == 1 and implementation != "direct" and x.dtype == dy.dtype == jnp.float32:
-        return cpu_convolution.kernel_gradient(x, dy, kernel.aval.shape[:2], pads)
+        sides, pixels = kernel.aval.shape[:2], math.prod(dy.shape[1:3])
+        large = _is_large(kernel.aval.shape, pixels, len(x), 1e9)
+        if all(side in POINTS for side in sides) and (large or implementation == "short"):
+            return short_kernel_gradient(x, dy, sides, pads)
+        return cpu_convolution.kernel_gradient(x, dy, sides, pads)
     pairs = []
     for side, out, taps, (low, _) in zip(x.shape[1:3], dy.shape[1:3], kernel.aval.shape[:2], pads, strict=True):
         pairs.append((low, taps - 1 + stride * (out - 1) + 1 - side - low))

@@ -47,11 +47,11 @@ def short_convolution(
         x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (0, 0, 0), (low, right, 0), (0, 0, 0)))
         x = x.reshape(images, height, cells + 1, RESULTS, channels)
         places = [x[:, :, :-1, j] for j in range(RESULTS)] + [x[:, :, 1:, j] for j in range(RESULTS)]
-        spread = lax.optimization_barrier([_sum(row, places) for row in matrices(kernel.shape[1])[2]])
+        spread = lax.optimization_barrier([weighted(row, places) for row in matrices(kernel.shape[1])[2]])
         products = [on_all_cores(x, k, (pads[0], (0, 0))) for x, k in zip(spread, columns, strict=True)]
         # Without the barriers the sums would be made again for each of their readers.
         products = lax.optimization_barrier(products)
-        y = jnp.stack([_sum(row, products) for row in out], axis=3)
+        y = jnp.stack([weighted(row, products) for row in out], axis=3)
         return y.reshape(*y.shape[:2], RESULTS * cells, y.shape[-1])[:, :, :wanted]
 
     most = max(1, AT_ONCE // (x.shape[1] * x.shape[2] * max(kernel.shape[2:])))
@@ -66,7 +66,7 @@ def short_convolution(
     return y if whole == len(x) else jnp.concatenate([y, part(x[whole:])])
 
 
-def _sum(factors: np.ndarray, arrays: list[Array]) -> Array:
+def weighted(factors: np.ndarray, arrays: list[Array]) -> Array:
     """The sum of `arrays` times `factors`, of which many are 0 or 1 (rows may be shorter than there are arrays)."""
     total = None
     for factor, array in zip(factors.tolist(), arrays, strict=False):

@@ -39,12 +39,16 @@ def test_sums_of_products_at_the_points_are_a_convolution(taps):
     taps=st.sampled_from([3, 5]),
     pads=st.tuples(*[st.integers(0, 3)] * 4),
     at_once=st.sampled_from([1, 400, 2**20]),
+    gradient_at_once=st.sampled_from([1, 2 * 64 * 4 * 7, 2**22]),
 )
-def test_it_is_the_direct_form_with_its_gradients(images, height, width, rows, taps, pads, at_once):
+def test_it_is_the_direct_form_with_its_gradients(
+    images, height, width, rows, taps, pads, at_once, gradient_at_once
+):
     pads = ((pads[0] + rows - 1, pads[1]), (pads[2] + taps - 1, pads[3]))
     x, kernel = arrays((images, height, width, 3), (rows, taps, 3, 4))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("slotzoo.ops.short_convolution.AT_ONCE", at_once)
+        patch.setattr("slotzoo.ops.short_gradient.AT_ONCE", gradient_at_once)
         found, pull = jax.vjp(jax.jit(functools.partial(short, padding=pads)), x, kernel)
         wanted, pull_general = jax.vjp(functools.partial(general, stride=1, padding=pads), x, kernel)
         dy = jnp.cos(jnp.arange(found.size, dtype=jnp.float32)).reshape(found.shape)
@@ -103,6 +107,26 @@ def test_the_input_gradient_takes_it_too():
     )
     gradient = jax.jit(jax.grad(lambda x, kernel: convolution(x, kernel).sum()))
     assert gradient.lower(x, kernel).as_text().count("stablehlo.convolution") == 8
+
+
+@pytest.mark.parametrize(
+    ("side", "sides", "channels", "points"),
+    [
+        (16, (5, 5), (64, 64), 64),
+        (32, (3, 5), (64, 64), 48),
+        (32, (3, 3), (64, 256), 36),
+        (16, (5, 5), (64, 16), None),
+        (8, (5, 5), (64, 64), None),
+        (16, (1, 5), (256, 256), None),
+    ],
+)
+def test_a_kernels_gradient_takes_its_own_where_products_are_many(side, sides, channels, points):
+    x = jax.ShapeDtypeStruct((128, side, side, channels[0]), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((*sides, *channels), jnp.float32)
+    gradient = jax.jit(jax.grad(lambda kernel, x: convolution(x, kernel).sum()))
+    batched = "batching_dims = [0] x [0], contracting_dims = [1] x [1]"
+    text = gradient.lower(kernel, x).as_text()
+    assert (f"tensor<{points}x{channels[0]}x{channels[1]}xf32>" in text and batched in text) == bool(points)
 
 
 @pytest.mark.parametrize(("images", "programs"), [(14, 1), (13, 2)])
