@@ -222,24 +222,26 @@ def conv_pooled(
     return conv2d(x, kernel, stride=2, padding=((1, 1), (1, 1)))
 
 
-def upsampling_kernels(
+def upsampling_kernel(
     kernel: Float[Array, "3 3 in out"],
-) -> Float[Array, "2 2 2 2 in out"]:
-    """The kernels with which `conv_upsampled` computes `conv2d(upsample_nearest(x), kernel)`.
+) -> Float[Array, "2 2 in four_out"]:
+    """The kernel with which `conv_upsampled` computes `conv2d(upsample_nearest(x), kernel)`.
 
-    Of the three taps of a side two fall on the same small pixel. First two axes: the place in a 2x2 cell.
+    Of the three taps of a side two fall on the same small pixel. The outputs are those of the four pixels of a cell.
     """
     taps = jnp.asarray(np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]]), kernel.dtype)
-    return jnp.einsum("pak,qbl,klio->pqabio", taps, taps, kernel, precision="highest")
+    kernels = jnp.einsum("pak,qbl,klio->abipqo", taps, taps, kernel, precision="highest")
+    return kernels.reshape(*kernels.shape[:3], -1)
 
 
 def conv_upsampled(
-    x: Float[Array, "*batch height width in"], kernels: Float[Array, "2 2 2 2 in out"]
+    x: Float[Array, "*batch height width in"], kernel: Float[Array, "2 2 in four_out"]
 ) -> Float[Array, "*batch 2*height 2*width out"]:
-    """Nearest upsampling and a 3x3 convolution as four small 2x2 convolutions: 4 products in place of 9."""
+    """Nearest upsampling and a 3x3 convolution as one of 2x2 for the four pixels of a cell: 4 products in place of 9.
+
+    Pixel (i, j) of a cell reads the small pixels from (i - 1, j - 1) on, so four neighbouring cells share a place.
+    """
     *batch, height, width, _ = x.shape
-    rows = [
-        jnp.stack([conv2d(x, kernels[i, j], padding=((1 - i, i), (1 - j, j))) for j in range(2)], -2)
-        for i in range(2)
-    ]
+    y = conv2d(x, kernel, padding=((1, 1), (1, 1))).reshape(*batch, height + 1, width + 1, 2, 2, -1)
+    rows = [jnp.stack([y[..., i : i + height, j : j + width, i, j, :] for j in range(2)], -2) for i in range(2)]
     return jnp.stack(rows, -4).reshape(*batch, 2 * height, 2 * width, -1)

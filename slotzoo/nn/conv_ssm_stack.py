@@ -63,8 +63,8 @@ class StackOutput(NamedTuple):
 class PreparedStack(NamedTuple):
     """What `ConvSSMStack.step` needs and a loop over steps should compute once.
 
-    `layers`: the parameters with a leading layer axis, if the stack scans over its layers. `recurrences`, what each
-    recurrence prepared, always has that axis.
+    If the stack scans over its layers, both have a leading layer axis. If not, `layers` is None and `recurrences` a
+    tuple: a loop over steps has no kernels to cut out of a larger array.
     """
 
     layers: PyTree | None
@@ -101,10 +101,11 @@ class ConvSSMStack(eqx.Module):
         return jnp.stack([layer.ssm.init_state(height, width) for layer in self.layers])
 
     def prepare(self) -> PreparedStack:
-        """Prepare all layers and stack what that gives."""
-        prepared = [layer.ssm.prepare() for layer in self.layers]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *prepared)
-        return PreparedStack(self._stacked() if self._scans else None, stacked)
+        """Prepare all layers."""
+        prepared = tuple(layer.ssm.prepare() for layer in self.layers)
+        if not self._scans:
+            return PreparedStack(None, prepared)
+        return PreparedStack(self._stacked(), jax.tree.map(lambda *leaves: jnp.stack(leaves), *prepared))
 
     def __call__(
         self,
@@ -122,7 +123,7 @@ class ConvSSMStack(eqx.Module):
             return layer.after(u, y, key), last
 
         keys = None if key is None else jax.random.split(key, len(self.layers))
-        return self._through(eqx.filter_checkpoint(one) if self.remat else one, u, (state, None, keys), None)
+        return self._through(eqx.filter_checkpoint(one) if self.remat else one, u, state, keys=keys)
 
     def step(
         self,
@@ -133,12 +134,11 @@ class ConvSSMStack(eqx.Module):
     ) -> StackOutput:
         """One output and the next states."""
 
-        def one(layer: ConvSSMLayer, u: Array, x0: Array, prepared: PyTree):
+        def one(layer: ConvSSMLayer, u: Array, x0: Array, prepared: PyTree, key: None):
             y, last = layer.ssm.step(layer.before(u), x0, prepared=prepared)
             return layer.after(u, y, None), last
 
-        layers, recurrences = self.prepare() if prepared is None else prepared
-        return self._through(one, u, (state, recurrences), layers)
+        return self._through(one, u, state, self.prepare() if prepared is None else prepared)
 
     @property
     def _scans(self) -> bool:
@@ -149,19 +149,27 @@ class ConvSSMStack(eqx.Module):
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *arrays)
 
     def _through(
-        self, one: Callable[..., tuple[Array, Array]], u: Array, rest: PyTree, stacked: PyTree | None
+        self,
+        one: Callable[..., tuple[Array, Array]],
+        u: Array,
+        state: Array,
+        prepared: PreparedStack | None = None,
+        *,
+        keys: PRNGKeyArray | None = None,
     ) -> StackOutput:
-        """Send `u` through the layers; `rest` holds what else each one takes, with a leading layer axis."""
+        """Send `u` through the layers: `(layer, u, state, what its recurrence prepared, key) -> (u, state)`."""
+        recurrences = None if prepared is None else prepared.recurrences
         if self._scans:
-            stacked = self._stacked() if stacked is None else stacked
+            stacked = self._stacked() if prepared is None else prepared.layers
             static = eqx.filter(self.layers[0], eqx.is_array, inverse=True)
-            body = lambda u, inputs: one(eqx.combine(inputs[0], static), u, *inputs[1])
-            return StackOutput(*jax.lax.scan(body, u, (stacked, rest)))
+            body = lambda u, inputs: one(eqx.combine(inputs[0], static), u, *inputs[1:])
+            return StackOutput(*jax.lax.scan(body, u, (stacked, state, recurrences, keys)))
         inputs, states = [], []
         for i, layer in enumerate(self.layers):
             if self.skip_connections:
                 u = sum((inputs[source] for source, target in LONG_SKIPS if target == i), u)
                 inputs.append(u)
-            u, last = one(layer, u, *jax.tree.map(lambda leaf, i=i: leaf[i], rest))
+            of_layer = (None if each is None else each[i] for each in (recurrences, keys))
+            u, last = one(layer, u, state[i], *of_layer)
             states.append(last)
         return StackOutput(u, jnp.stack(states))

@@ -19,7 +19,7 @@ from slotzoo.nn.conv import (
     conv_upsampled,
     pooling_kernel,
     upsample_nearest,
-    upsampling_kernels,
+    upsampling_kernel,
 )
 from slotzoo.nn.linear import Linear
 from slotzoo.nn.norm import GroupNorm, LayerNorm
@@ -66,11 +66,11 @@ class ResNetBlock(eqx.Module):
         return skip + 0.1 * self.conv_2.biased(conv_pooled(h, kernel))
 
     def upsampled(
-        self, x: Float[Array, "*batch height width {self.in_channels}"], kernels: Float[Array, "2 2 2 2 in out"]
+        self, x: Float[Array, "*batch height width {self.in_channels}"], kernel: Float[Array, "2 2 in four_out"]
     ) -> Float[Array, "*batch 2*height 2*width {self.out_channels}"]:
-        """`self(upsample_nearest(x))`, whose first norm is that of `x`; `kernels` upsample in `conv_1`."""
+        """`self(upsample_nearest(x))`, whose first norm is that of `x`; `kernel` upsamples in `conv_1`."""
         skip = upsample_nearest(x if self.skip is None else self.skip(x))
-        h = self.conv_1.biased(conv_upsampled(self.norm_1(x, activation="elu"), kernels))
+        h = self.conv_1.biased(conv_upsampled(self.norm_1(x, activation="elu"), kernel))
         return skip + self.conv_2(self.norm_2(h, activation="elu"), gain=0.1)
 
 
@@ -171,7 +171,7 @@ class ResNetDecoder(eqx.Module):
     def prepare(self) -> ResamplingKernels:
         """What `step` takes; fixed while the parameters are."""
         before = [i in self.upsample_before for i in range(len(self.blocks))]
-        return _kernels(upsampling_kernels, [block.conv_1 for block in self.blocks], before)
+        return _kernels(upsampling_kernel, [block.conv_1 for block in self.blocks], before)
 
     def step(
         self, x: Float[Array, "*batch height width {self.in_channels}"], kernels: ResamplingKernels
