@@ -29,6 +29,8 @@ from slotzoo.files import write_text
 
 
 Program = tuple[Callable[..., Any], Sequence[Any]]
+# Seconds of a first call that are more than what loading a program takes.
+LONG_S = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +74,9 @@ def measure(
 
     calls = {}
     for name, (_, args) in programs.items():
-        _seconds(compiled[name], args, 1)  # the first call also loads the program
-        calls[name] = max(1, min(1000, math.ceil(min_sample_s / max(_seconds(compiled[name], args, 1), 1e-7))))
+        first = _seconds(compiled[name], args, 1)  # also loads the program
+        call = first if first > LONG_S else _seconds(compiled[name], args, 1)
+        calls[name] = max(1, min(1000, math.ceil(min_sample_s / max(call, 1e-7))))
 
     sampled = lambda name: lambda: _seconds(compiled[name], programs[name][1], calls[name])
     times = in_turns({name: sampled(name) for name in programs}, repeats)
