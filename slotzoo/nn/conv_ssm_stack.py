@@ -155,7 +155,7 @@ class ConvSSMStack(eqx.Module):
         state: Array,
         prepared: PreparedStack | None = None,
         *,
-        keys: PRNGKeyArray | None = None,
+        keys: Array | None = None,
     ) -> StackOutput:
         """Send `u` through the layers: `(layer, u, state, what its recurrence prepared, key) -> (u, state)`."""
         recurrences = None if prepared is None else prepared.recurrences
