@@ -39,7 +39,7 @@ SMALL = {
     "experiments.train +exp=convs5_dmlab": MODEL[1:],
     "experiments.train +exp=vqgan_dmlab": TOKENIZER[1:],
     "experiments.train +exp=slot_attention_tetrominoes": IMAGES,
-    "experiments.train +exp=slotssm_bcb_earliest": IMAGES,
+    "experiments.train +exp=slotssm_bcb_earliest": (*IMAGES, "model.blocks=1", "model.decoder_layers=1"),
     "experiments.train +exp=savi_small_movi_a": (*IMAGES, "data.length=6", "data.options.max_objects=2"),
     "experiments.predict": (),
     "experiments.evaluate": ("clips=2",),
