@@ -4,14 +4,25 @@
 four layers of 256 channels, four blocks of six slots. Where torch can be imported, `torch_s` is the same network in
 its eager mode, the two taking turns, and `over_torch` how many times faster ours is (the median over the rounds).
 
-`stream` takes the mixers (12 sequences), the blocks with their tokens, and the model without its decoder, each on one
-clip. `share` is the time of a frame over a sixteenth of that of 16 frames at once: `frame` in one call for each frame,
-`scan` in one `lax.scan` over them. A call is `jax.jit` of a function of frame and state alone, with the model
-enclosed and the state donated: nothing but these two is looked through at each call, and the state stays where it is.
+Its 95 GFLOP are 0.20 s on both cores of the machine of the results, where a core's products reach 245 GFLOP/s. The
+rest is passes over activations and the first touch of scratch memory, which XLA asks of the system anew for each step:
+0.19 s of a core for 451 MB. What `ops/order.py` does leaves 356 MB; at that rate it was to save 0.04 s of a core, and
+did (interleaved: 0.742 s in place of 0.779 s, 0.417 s of time in place of 0.435 s). One product for query, key and
+value was to help too, and did not: 402 MB, 0.750 s of a core.
 
-What a share compares is not the same work in other order. A frame by itself reads all weights, of the four blocks with
-Mamba-2 17 MB for 0.15 GFLOP, and reads and writes 6 MB of states; 16 frames at once read the weights once between
-them, in products of sixteen times as many rows, and as one chunk of the scan they make no state before the last one.
+`stream` takes the mixers, the blocks with their tokens, and the model without its decoder, for two streams that are
+served together and for eight. `share` is the time of a frame over a sixteenth of that of 16 frames at once: `frame` in
+one call for each frame, `scan` in one `lax.scan` over them. A call is `jax.jit` of a function of frame and state alone,
+with the model enclosed and the state donated: nothing but these two is looked through at each call, and the state
+stays where it is.
+
+What a share compares is not the same work in other order. A frame by itself reads all weights, with Mamba-2 2 MB in a
+mixer, 17 MB in the blocks and 30 MB in the model, and of each stream reads and writes 6.5 MB of states (1.6 MB in a
+mixer); 16 frames at once read the weights once between them, in products of sixteen times as many rows, and as one
+chunk of the scan they make no state before the last one. At the 112 GB/s with which both cores read 30 MB, a frame of
+two streams takes 0.08 ms in the mixer, 0.4 ms in the blocks and 0.5 ms in the model at the least: these bytes do not
+forbid twice the share. What is left are products of few rows, one after the other, most of them on one core (two at
+once read 49 GB/s of weights at best), and for a mixer the call itself, 0.1 ms. Eight streams share both.
 """
 
 import dataclasses
@@ -19,7 +30,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -33,14 +44,26 @@ from slotzoo.models.slotssm_config import SlotSSMConfig
 from slotzoo.ops import batch_map
 
 
-COLUMNS = ["what", "mixer", "part", "median_s", "best_s", "torch_s", "over_torch", "parallel_ms", "frame_ms"]
+COLUMNS = [
+    "what",
+    "mixer",
+    "part",
+    "streams",
+    "median_s",
+    "best_s",
+    "torch_s",
+    "over_torch",
+    "parallel_ms",
+    "frame_ms",
+]
 COLUMNS += ["scan_ms", "frame_share", "scan_share"]
 MIXERS: dict[str, dict[str, Any]] = {
     "mamba2": {"mixer": "mamba2", "ssm_state": 128},
     "mamba1": {"mixer": "mamba1", "ssm_state": 16},
 }
 PARTS = ("mixer", "blocks", "model")
-BATCH, FRAMES, SEQUENCES = 2, 16, 12
+BATCH, FRAMES = 2, 16
+STREAMS = (2, 8)
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"resolution": 64, "out_resolution": 64, "encoder_layers": 4},
     "paper": {},
@@ -50,14 +73,19 @@ Call = Callable[[], Any]
 
 
 def run(config: BenchmarkSettings) -> tuple[list[dict[str, Any]], list[str]]:
-    """Two rows of training and six of streams. `scale=paper` is the released CLEVRER job, without torch."""
+    """Two rows of training and twelve of streams. `scale=paper` is the released CLEVRER job, without torch."""
     sizes = SIZES[config.scale]
     settings = {name: SlotSSMConfig(**{**sizes, **options}) for name, options in MIXERS.items()}
     rows = [
         train_row(name, c, config.repeats, beside=config.scale == "tiny" and image_torch.installed())
         for name, c in settings.items()
     ]
-    rows += [stream_row(name, part, c, config.repeats) for name, c in settings.items() for part in PARTS]
+    rows += [
+        stream_row(name, part, streams, c, config.repeats)
+        for name, c in settings.items()
+        for part in PARTS
+        for streams in STREAMS
+    ]
     return rows, COLUMNS
 
 
@@ -101,35 +129,50 @@ def train_row(name: str, config: SlotSSMConfig, repeats: int, *, beside: bool) -
     return row
 
 
-def streamed(part: str, config: SlotSSMConfig) -> tuple[Any, Any, jax.Array, Any]:
-    """The pass over all frames and the step of a part of the model, the frames that go in, and the first state."""
+class Streamed(NamedTuple):
+    """A part of the model over whole clips and frame by frame, what goes in, and the first state."""
+
+    whole: Callable[..., Any]
+    step: Callable[..., Any]
+    clips: jax.Array
+    frames: jax.Array
+    state: Any
+
+
+def streamed(part: str, config: SlotSSMConfig, streams: int) -> Streamed:
+    """`streams` of them at once: in the mixer, which knows no streams, as so many more slots."""
     model = built(dataclasses.replace(config, decoder="none"))
     draw = lambda *shape: jax.random.uniform(jax.random.key(1), (FRAMES, *shape))
     if part == "mixer":
-        mixer = model.stack.blocks[0].mixer
-        return mixer, mixer.step, draw(SEQUENCES, config.dim), mixer.init_state(SEQUENCES)
+        mixer, slots = model.stack.blocks[0].mixer, streams * config.num_slots
+        frames = draw(slots, config.dim)
+        return Streamed(mixer, mixer.step, frames, frames, mixer.init_state(slots))
     if part == "blocks":
         whole = lambda tokens: model.stack(tokens)[::2]
-        tokens = (config.resolution // config.encoder_patch) ** 2
         step = lambda tokens, state: model.stack.step(tokens, state)[::2]
-        return whole, step, draw(tokens, config.token_dim), model.stack.init_state()
-    whole = lambda clip: model(clip)[::3]
-    return whole, model.step, draw(config.resolution, config.resolution, config.in_channels), model.init_state()
+        frames = draw(streams, (config.resolution // config.encoder_patch) ** 2, config.token_dim)
+        state = model.stack.init_state()
+    else:
+        whole, step = lambda clip: model(clip)[::3], model.step
+        frames = draw(streams, config.resolution, config.resolution, config.in_channels)
+        state = model.init_state()
+    state = jax.tree.map(lambda x: jnp.stack([x] * streams), state)
+    return Streamed(jax.vmap(whole), jax.vmap(step), jnp.swapaxes(frames, 0, 1), frames, state)
 
 
-def stream_row(name: str, part: str, config: SlotSSMConfig, repeats: int) -> dict[str, Any]:
+def stream_row(name: str, part: str, streams: int, config: SlotSSMConfig, repeats: int) -> dict[str, Any]:
     """One part of the model, all frames at once against one after the other."""
-    whole, step, frames, state = streamed(part, config)
-    at_once = jax.jit(lambda frames: whole(frames))
+    whole, step, clips, frames, state = streamed(part, config, streams)
+    at_once = jax.jit(lambda clips: whole(clips))
     scan = jax.jit(lambda frames, state: jax.lax.scan(lambda s, x: step(x, s)[::-1], state, frames))
     single = jax.jit(lambda frame, state: step(frame, state)[::-1], donate_argnums=1)
     calls: dict[str, Call] = {
-        "parallel": lambda: jax.block_until_ready(at_once(frames)),
+        "parallel": lambda: jax.block_until_ready(at_once(clips)),
         "frame": carried(lambda state, frame: single(frame, state), (state,), frames[0] + 0, calls=FRAMES),
         "scan": lambda: jax.block_until_ready(scan(frames, state)),
     }
     found = in_turns(calls, repeats)
-    row: dict[str, Any] = {"what": "stream", "mixer": name, "part": part, "frames": FRAMES}
+    row: dict[str, Any] = {"what": "stream", "mixer": name, "part": part, "streams": streams, "frames": FRAMES}
     for what, times in found.items():
         row[f"{what}_ms"] = statistics.median(times) / (1 if what == "parallel" else FRAMES) * 1e3
     for what in ("frame", "scan"):

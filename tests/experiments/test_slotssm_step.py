@@ -28,9 +28,9 @@ def small(monkeypatch):
 def test_measures_training_and_every_part_of_a_stream(small):
     with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counters with floats
         rows, columns = slotssm_step.run(BenchmarkSettings(suite="slotssm_step", scale="tiny", repeats=1))
-    assert [(row["what"], row["part"]) for row in rows] == [
-        ("train step", "model"),
-        *(("stream", part) for part in slotssm_step.PARTS),
+    assert [(row["what"], row["part"], row.get("streams")) for row in rows] == [
+        ("train step", "model", None),
+        *(("stream", part, streams) for part in slotssm_step.PARTS for streams in slotssm_step.STREAMS),
     ]
     assert set().union(*rows) - {"batch", "frames"} == set(columns) - {"torch_s", "over_torch"}
     assert all(row["frame_share"] > 0 and row["scan_share"] > 0 for row in rows[1:])
