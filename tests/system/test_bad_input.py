@@ -1,6 +1,7 @@
 """Whatever is wrong, a command says it in one sentence: what, where, and what to do."""
 
 import contextlib
+import importlib
 import io
 import subprocess
 import sys
@@ -8,7 +9,6 @@ import sys
 import numpy as np
 import pytest
 
-import experiments.train
 from tests.system.commands import DATA, MODEL, Place
 
 
@@ -47,18 +47,28 @@ CONFIGURATION = {
 }
 
 
+def refused(command: str, *arguments: str) -> str:
+    """What a command says to a wrong configuration. Its own `main`, in this process: starting one takes seconds, and
+    other tests run each of them as `python -m` does.
+    """
+    output = io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(output),
+    ):
+        patch.setattr(sys, "argv", [command, *arguments])
+        with pytest.raises(SystemExit) as left:
+            importlib.import_module(f"experiments.{command}").main()
+    assert left.value.code == 2, output.getvalue()
+    return sentence(output.getvalue())
+
+
 @pytest.mark.parametrize("name", CONFIGURATION)
 def test_configuration(monkeypatch, tmp_path, name):
-    """The command's own `main`, in this process: starting one takes seconds, and the tests below start theirs."""
     arguments, parts = CONFIGURATION[name]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train", *MODEL, *arguments])
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        with pytest.raises(SystemExit) as left:
-            experiments.train.main()
-    assert left.value.code == 2, output.getvalue()
-    line = sentence(output.getvalue())
+    line = refused("train", *MODEL, *arguments)
     for part in parts:
         assert part in line
     assert not (tmp_path / "cache").exists(), "something was made before the mistake was said"
@@ -75,15 +85,15 @@ def test_wrong_type(bare):
 
 
 @pytest.mark.parametrize("command", ["evaluate", "sample", "report"])
-def test_not_a_run(bare, command):
-    assert "no such folder" in sentence(bare.call(command, "run=nowhere", code=2))
-    assert "Missing value" in sentence(bare.call(command, code=2))
+def test_not_a_run(monkeypatch, tmp_path, command):
+    monkeypatch.chdir(tmp_path)
+    assert "no such folder" in refused(command, "run=nowhere")
+    assert "Missing value" in refused(command)
 
 
 @pytest.mark.slow
-def test_changed_configuration_is_refused(place):
-    place.train("train.steps=2")
-    line_and_rest = place.train("train.steps=4", "optim.learning_rate=0.5", code=2)
+def test_changed_configuration_is_refused(begun):
+    line_and_rest = begun.train("train.steps=4", "optim.learning_rate=0.5", code=2)
     assert "another configuration" in line_and_rest
     assert "optim.learning_rate: 0.002 -> 0.5" in line_and_rest
 
@@ -106,14 +116,13 @@ def test_not_finite(place):
 
 
 @pytest.mark.slow
-def test_two_commands_on_one_run(place):
-    place.train("train.steps=2")
-    first = place.start("train", *MODEL, place.tokenizer, "train.steps=100000", "train.evaluate_every=100000")
+def test_two_commands_on_one_run(begun):
+    first = begun.start("train", *MODEL, begun.tokenizer, "train.steps=100000", "train.evaluate_every=100000")
     try:
         for line in first.stdout:
             if line.startswith("step "):
                 break
-        assert "Another process is working on" in sentence(place.train("train.steps=4", code=2))
+        assert "Another process is working on" in sentence(begun.train("train.steps=4", code=2))
     finally:
         first.terminate()
         first.communicate()
