@@ -23,6 +23,9 @@ chunk of the scan they make no state before the last one. At the 112 GB/s with w
 two streams takes 0.08 ms in the mixer, 0.4 ms in the blocks and 0.5 ms in the model at the least: these bytes do not
 forbid twice the share. What is left are products of few rows, one after the other, most of them on one core (two at
 once read 49 GB/s of weights at best), and for a mixer the call itself, 0.1 ms. Eight streams share both.
+
+Other jobs disturbed some rows of the results of 2026-11-22: the train step with Mamba-1 and, with Mamba-2, blocks and
+model of two streams, whose ratios say nothing.
 """
 
 import dataclasses
