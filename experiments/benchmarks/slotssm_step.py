@@ -24,9 +24,9 @@ two streams takes 0.08 ms in the mixer, 0.4 ms in the blocks and 0.5 ms in the m
 forbid twice the share. What is left are products of few rows, one after the other, most of them on one core (two at
 once read 49 GB/s of weights at best), and for a mixer the call itself, 0.1 ms. Eight streams share both.
 
-In the record the train step is 1.53 times as fast as PyTorch's with Mamba-2, 1.57 times with Mamba-1 (an earlier, busier
-run: 1.50 and 1.45). The model pays 1.6 to 1.7 times a frame's share for two streams and 1.0 to 1.2 times for eight; mixers
-and blocks up to 2.1 times in a call for each frame, up to 1.9 times in a scan.
+In the record the train step is 1.53 times as fast as PyTorch's with Mamba-2, 1.57 times with Mamba-1 (an earlier,
+busier run: 1.50 and 1.45). The model pays 1.6 to 1.7 times a frame's share for two streams and 1.0 to 1.2 times for
+eight; mixers and blocks up to 2.1 times in a call for each frame, up to 1.9 times in a scan.
 """
 
 import dataclasses
