@@ -11,11 +11,12 @@ as a convolution. Products of matrices use all cores in either. So here are:
 """
 
 import math
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, UInt32
+from jaxtyping import Array, Float
 
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -91,11 +92,7 @@ def kernel_gradient(
         return found.reshape(columns, channels, rows, outputs).transpose(2, 0, 1, 3)
 
     count = at_once(len(x), math.prod(dy.shape[1:3]) * widths[where], AT_ONCE)
-    if count == len(x):
-        return part(x, dy)
-    begin = jnp.zeros((*sides, channels, outputs), dy.dtype)
-    add = lambda total, start: (total + part(some(x, start, count), some(dy, start, count)), None)
-    return lax.scan(add, begin, starts(len(x), count))[0]
+    return sum_over(part, x, dy, count, (*sides, channels, outputs))
 
 
 def _taps_on_result(x: Array, dy: Array, sides: tuple[int, int], pads: Pads) -> Array:
@@ -124,18 +121,27 @@ def at_once(images: int, size: int, most: int) -> int:
     return max(fitting, default=1)
 
 
-def starts(images: int, count: int) -> UInt32[Array, " chunk"]:
-    """Where chunks of `count` images begin, for loops over them."""
-    return jnp.asarray(np.arange(0, images, count, dtype=np.uint32))
+def sum_over(
+    part: Callable[[Array, Array], Array],
+    x: Float[Array, "image height width in"],
+    dy: Float[Array, "image height_out width_out out"],
+    count: int,
+    shape: tuple[int, ...],
+) -> Float[Array, "..."]:
+    """The sum of `part(x, dy)`, of this shape, over chunks of `count` images.
 
-
-def some(
-    x: Float[Array, "image height width channel"], start: UInt32[Array, ""], count: int
-) -> Float[Array, "{count} height width channel"]:
-    """`count` images from `start` on. A loop over an array of chunks would have what makes `x` computed once more, in
-    the shape of the chunks.
+    The loop is over where they begin: over an array of chunks it would have what makes `x` computed once more, in the
+    shape of the chunks.
     """
-    return lax.dynamic_slice(x, (start, *[jnp.uint32(0)] * 3), (count, *x.shape[1:]))
+    if count == len(x):
+        return part(x, dy)
+
+    def add(total: Array, start: Array) -> tuple[Array, None]:
+        some = [lax.dynamic_slice(a, (start, *[jnp.uint32(0)] * 3), (count, *a.shape[1:])) for a in (x, dy)]
+        return total + part(*some), None
+
+    starts = jnp.asarray(np.arange(0, len(x), count, dtype=np.uint32))
+    return lax.scan(add, jnp.zeros(shape, dy.dtype), starts)[0]
 
 
 def _product(x: Array, dy: Array) -> Array:

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from slotzoo.ops.cpu_convolution import Pads, at_once, some, starts
+from slotzoo.ops.cpu_convolution import Pads, at_once, sum_over
 from slotzoo.ops.short_convolution import RESULTS, matrices, weighted
 
 
@@ -57,12 +57,7 @@ def short_kernel_gradient(
         return lax.dot_general(rows[0], rows[1], (((1,), (1,)), ((0,), (0,))))
 
     count = at_once(len(x), math.prod(points) * math.prod(cells) * (channels + outputs), AT_ONCE)
-    if count == len(x):
-        found = part(x, dy)
-    else:
-        begin = jnp.zeros((math.prod(points), channels, outputs), dy.dtype)
-        add = lambda total, start: (total + part(some(x, start, count), some(dy, start, count)), None)
-        found = lax.scan(add, begin, starts(len(x), count))[0]
+    found = sum_over(part, x, dy, count, (math.prod(points), channels, outputs))
     gather = [jnp.asarray(matrices(side)[1], dy.dtype) for side in sides]
     found = found.reshape(*points, channels, outputs)
     return jnp.einsum("pa,qb,pqio->abio", *gather, found, precision="highest")
