@@ -1,6 +1,7 @@
 """Converting the folder of a run: what is missing or wrong is said in a sentence. The numbers: tests/parity."""
 
 import argparse
+import dataclasses
 import pickle
 
 import equinox as eqx
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 
 from slotzoo.errors import WeightsError
+from slotzoo.models import model_config
 from slotzoo.models.vqgan import VQGAN
 from slotzoo.weights import named_leaves
-from slotzoo.weights.convert import convssm, convssm_vqgan
+from slotzoo.weights.convert import convssm, convssm_baselines, convssm_vqgan
 
 
 ARGS = dict(
@@ -104,6 +106,31 @@ def test_args_that_do_not_fit(arrays, tmp_path, args, sentence):
     run = write_run(tmp_path / "run", args, arrays)
     with pytest.raises(WeightsError, match=sentence):
         convssm.convert_run(run)
+
+
+@pytest.mark.parametrize("hidden", [{}, {"frame_mask_id": "None"}])
+def test_moving_mnist_hides_no_frames(hidden):
+    """Of what hidden frames are set to, those of Moving-MNIST say nothing, others the text 'None'."""
+    actions = dict(use_actions=False, action_dim=1, action_embed_dim=1, dropout_actions=False)
+    stack = dict(n_layers=8, dropout=0.0, use_norm=True, prenorm=False, per_layer_skip=True)
+    args = dict(
+        **(actions | hidden),
+        channels=1,
+        loss_weight=0.5,
+        encoder=dict(depths=[64, 128, 256], blocks=1),
+        decoder=dict(depths=[64, 128, 256], blocks=1),
+        d_model=256,
+        seq_model=stack | dict(skip_connections=False),
+        ssm=dict(ssm_size=256, kernel_size=3),
+        latent_height=16,
+        latent_width=16,
+        drop_loss_rate=0.0,
+        causal_masking=False,
+        open_loop_ctx_1=100,
+    )
+    found = convssm_baselines.baseline_config("convLSTM_noVQ", args)
+    published = model_config("convlstm_mnist300")
+    assert dataclasses.replace(found, remat=True, open_loop_context=144) == published
 
 
 def test_folders_that_are_no_run(arrays, tmp_path):

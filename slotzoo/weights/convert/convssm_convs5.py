@@ -138,8 +138,8 @@ def network_options(config: Mapping[str, Any]) -> dict[str, Any]:
         action_dropout=config["action_dropout_rate"] if config["dropout_actions"] else 0.0,
         causal_masking=config["causal_masking"],
         open_loop_context=config["open_loop_ctx_1"],
-        # An unused value is the text 'None' in some of the published files.
-        hidden_value=-2.0 if config["frame_mask_id"] in (None, "None") else float(config["frame_mask_id"]),
+        # Where nothing is hidden, the published files have the text 'None', those of Moving-MNIST no such value at all.
+        hidden_value=-2.0 if config.get("frame_mask_id") in (None, "None") else float(config["frame_mask_id"]),
         drop_loss=config.get("drop_loss_rate", 0.0),
     )
 
