@@ -78,6 +78,14 @@ def test_a_truncated_shard_loses_its_last_clips_and_says_so(movi):
     assert next(iter(batches))["valid"].tolist() == [True, False, True, True]
 
 
+def test_shards_that_were_not_fetched_are_missed(movi, caplog):
+    root, folder = movi
+    assert len(MoviFiles("movi_a", root, "train")) == 4 and not caplog.text
+    first_shard(folder).unlink()
+    assert len(MoviFiles("movi_a", root, "train")) == 2
+    assert "has 1 shards of split 'train', dataset_info.json says 2" in caplog.text
+
+
 def test_a_wrong_checksum_is_found(movi):
     root, folder = movi
     shard = first_shard(folder)

@@ -4,6 +4,7 @@ import bisect
 import hashlib
 import itertools
 import json
+import logging
 import pathlib
 import re
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 from slotzoo.data.sources.folders import contents
 from slotzoo.data.tfrecord import Place, index_file, read_at
 from slotzoo.errors import DataError
+
+
+log = logging.getLogger(__name__)
 
 
 def version_folder(root: pathlib.Path, split: str, expected: str) -> pathlib.Path:
@@ -46,7 +50,15 @@ class Shards:
         self.files = sorted(folder.glob(f"*-{split}.tfrecord*"))
         self._places = [index_file(path) for path in self.files]
         lengths = _declared_lengths(folder, split)
-        if lengths is not None and len(lengths) == len(self.files):
+        if lengths is not None and len(lengths) != len(self.files):
+            log.warning(
+                "%s has %d shards of split %r, dataset_info.json says %d; those that are there are read",
+                folder,
+                len(self.files),
+                split,
+                len(lengths),
+            )
+        elif lengths is not None:
             for path, places, length in zip(self.files, self._places, lengths, strict=True):
                 if len(places) > length:
                     raise DataError(f"{path}: {len(places)} records, dataset_info.json says {length}.")
