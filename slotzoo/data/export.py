@@ -116,7 +116,7 @@ def export_encoded(source: Source, root: str | pathlib.Path, split: str, *, shar
     root = pathlib.Path(root)
     mark(source, root)
     folder = root / "1.0.0"
-    folder.mkdir(exist_ok=True)
+    mark(source, folder)  # which may be named as the root as well
     shapes = {
         "video": {"shape": {"dimensions": ["-1", *(str(n) for n in source.spec["tokens"].shape[1:])]}},
         "actions": {"shape": {"dimensions": ["-1"]}},

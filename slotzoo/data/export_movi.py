@@ -70,7 +70,7 @@ def export_movi(
     root = pathlib.Path(root)
     mark(source, root)
     folder = root / source.name / f"{source.size}x{source.size}" / "1.0.0"
-    folder.mkdir(parents=True, exist_ok=True)
+    mark(source, folder)  # which may be named as the root as well
     declared = declare(source.clip(0), source.name)
     write_features(folder / "features.json", declared)
     for feature, names in _classes(source.name).items():

@@ -55,7 +55,8 @@ def rewritten(shard, change):
 def test_any_folder_on_the_way_to_the_shards_is_a_root(exported):
     folder = exported / "movi_a"
     for root in (exported, folder, folder / "16x16", folder / "16x16" / "1.0.0"):
-        assert len(MoviFiles("movi_a", root, "train")) == 4
+        found = MoviFiles("movi_a", root, "train")
+        assert len(found) == 4 and found.provenance == "embedded double"
     source = MoviFiles("movi_a", exported, "val")
     assert source.split == "validation"
     same = pickle.loads(pickle.dumps(source))

@@ -59,6 +59,8 @@ def test_encoded_layout_gives_the_same_records(encoded_root):
     assert isinstance(source, EncodedSource) and isinstance(source, Source)
     assert same(source, MazeTokenSource("train", **OPTIONS))
     assert source.spec["tokens"].shape == (None, 4, 4)
+    for root in (encoded_root, encoded_root / "1.0.0"):
+        assert open_source("dmlab_encoded", "train", root=root).provenance == "embedded double"
 
 
 def test_an_export_of_a_double_is_not_taken_for_the_published_set(teco_root, tmp_path):

@@ -1,6 +1,7 @@
 """What lies in the folder that a user named: sentences about roots that are missing, empty or laid out
 otherwise."""
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -63,13 +64,13 @@ def first_readable(clips: Iterable[T], read: Callable[[T], R], root: pathlib.Pat
     raise problem or DataError(f"{root}: no clip can be read.")
 
 
-def provenance_of(root: pathlib.Path) -> Provenance:
-    """`real`, unless the folder is an export of an embedded double, which says so in a file of its own."""
-    try:
-        found = json.loads((root / PROVENANCE).read_text())["provenance"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "real"
-    return "embedded double" if found == "embedded double" else "real"
+def provenance_of(*folders: pathlib.Path) -> Provenance:
+    """`real`, unless one of the folders is an export of an embedded double, which says so in a file of its own."""
+    for folder in folders:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if json.loads((folder / PROVENANCE).read_text())["provenance"] == "embedded double":
+                return "embedded double"
+    return "real"
 
 
 def mark(source: Source, root: pathlib.Path) -> None:

@@ -59,7 +59,7 @@ class MoviFiles:
             f"{self._root}/{split}/manifest.json (prepared)"
         )
         folder = version_folder(sized, self.split, expected)
-        self.provenance: Provenance = provenance_of(self._root)
+        self.provenance: Provenance = provenance_of(self._root, folder)
         self.declared = read_features(folder / "features.json")
         self.features_file = folder / "features.json"
         self._shards = Shards(folder, self.split)

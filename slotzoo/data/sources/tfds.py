@@ -67,7 +67,7 @@ class EncodedSource:
         )
         folder = version_folder(root, split, expected)
         self._root, self.split = root, split
-        self.provenance: Provenance = provenance_of(root)
+        self.provenance: Provenance = provenance_of(root, folder)
         self._shards = Shards(folder, split)
         self._side, self._codes = _declared_side(folder), codes
 
