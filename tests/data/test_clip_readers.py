@@ -166,6 +166,8 @@ def test_numbers_that_do_not_fill_their_shape_are_refused(movi):
     # What a window does not need is not looked at.
     source = MoviFiles("movi_a", root, "train")
     assert source.features(0, ["video"])["video"].shape == (3, 16, 16, 3)
+    some = source.features(1, frames=slice(1, 3))
+    assert {len(some[name]) for name in ("video", "forward_flow", "normal", "object_coordinates")} == {2}
 
 
 def test_features_of_another_format_are_refused(movi):

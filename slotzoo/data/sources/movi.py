@@ -26,7 +26,8 @@ Split = Literal["train", "val", "test"]
 _NEEDED = ("video", "segmentations", "instances/bboxes", "instances/bbox_frames")
 _RANGES = {"backward_flow": "metadata/backward_flow_range", "depth": "metadata/depth_range"}
 _PLAIN_RANGE = (-255.0, 255.0)  # of flow that comes without one, as SAVi takes it
-_OVER_TIME = ("video", "segmentations", "backward_flow", "flow", "depth")
+_FLOWS = ("backward_flow", "forward_flow", "flow")
+_OVER_TIME = ("video", "segmentations", "depth", "normal", "object_coordinates", *_FLOWS)
 
 
 class MoviFiles:
