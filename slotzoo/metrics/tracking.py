@@ -49,8 +49,9 @@ def track_scores(
 ) -> TrackScores:
     """All scores of label maps with labels 0 to `true_count - 1` (0: background) and 0 to `predicted_count - 1`.
 
-    `partner` names the slot that was given each object (-1: none): region and contour then look at that slot, and
-    objects without one count as 0; otherwise they look at the slot that matches the object best over the whole clip.
+    `partner` names the slot that was given each object (-1: none): region and contour then look at that slot;
+    otherwise at the one that matches the object best over the whole clip. Objects without a slot count as 0 in the
+    frames where they are seen and as 1 where not, as in DAVIS.
     Frames where `valid` is False do not count. `empty` is the (FG-)ARI of a clip without points, 1 in the
     evaluation of SAVi and STATM.
     """
