@@ -21,13 +21,15 @@ EXIT_NONFINITE = 4  # the loss became NaN or infinite; the last good checkpoint 
 
 def command(name: str, run: Callable[[DictConfig], int]) -> Callable[[], None]:
     """The `main` of `python -m experiments.<name>`: it composes `conf/<name>.yaml` with what was typed, and exits with
-    what `run` returns.
+    what `run` returns. A sweep ends with the first job that does not return 0.
     """
 
     @hydra.main(version_base="1.3", config_path=str(validate.CONF.absolute()), config_name=name)
     def composed(config: DictConfig) -> None:
         with sentences():
-            raise SystemExit(run(config))
+            code = run(config)
+        if code:  # not for 0: the jobs of a sweep (-m) follow one another in this process
+            raise SystemExit(code)
 
     def main() -> None:
         schema.register()

@@ -1,9 +1,11 @@
 """Commands on a run that is not there, or not one of theirs: a sentence before anything is loaded."""
 
+import sys
+
 import pytest
 from omegaconf import OmegaConf
 
-from experiments import compare, evaluate, predict, report, sample, schema, validate
+from experiments import compare, evaluate, predict, report, run, sample, schema, train, validate
 from experiments.compose import experiment
 from experiments.folder import RunFolder
 from slotzoo.errors import ConfigError
@@ -50,3 +52,23 @@ def test_runs_without_rollouts_name_the_command_that_takes_them(exp, instead, tm
     folder.write_settings(run)
     with pytest.raises(ConfigError, match=f"nothing to sample from a run of .*{instead}"):
         sample.sample(OmegaConf.structured(schema.SampleSettings(run=str(folder.path))))
+
+
+@pytest.mark.parametrize("code", [0, 75])
+def test_a_sweep_does_all_its_jobs_until_one_is_stopped(code, tmp_path, monkeypatch):
+    seeds = []
+
+    def trained(config, overrides):
+        seeds.append(config.seed)
+        return code if config.seed == 1 else 0
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "train", trained)
+    monkeypatch.setattr(sys, "argv", ["train", "-m", "+exp=vqgan_dmlab", "seed=0,1,2"])
+    if code:
+        with pytest.raises(SystemExit) as left:
+            train.main()
+        assert left.value.code == code and seeds == [0, 1]
+    else:
+        train.main()
+        assert seeds == [0, 1, 2]
