@@ -101,7 +101,7 @@ class RunFolder:
         except (OmegaConfBaseException, YAMLError) as error:
             first = str(error).strip().split("\n")[0]
             raise ConfigError(f"{self.config}: cannot be read as the settings of a run: {first}") from error
-        return validate.settings(typing.cast(Any, merged), RunSettings)
+        return validate.settings(typing.cast(Any, merged), RunSettings, saved=True)
 
     def write_settings(self, run: RunSettings) -> None:
         """Write config.yaml (atomically)."""

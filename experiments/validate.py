@@ -161,8 +161,11 @@ def _is_value(override: str) -> bool:
     return "=" in override and not override.startswith("~") and key != "exp" and not (CONF / key).is_dir()
 
 
-def settings(config: DictConfig, schema: type[S]) -> S:
-    """Turn a composed configuration into its dataclass: nothing missing, choices known, sizes consistent."""
+def settings(config: DictConfig, schema: type[S], *, saved: bool = False) -> S:
+    """Turn a composed configuration into its dataclass: nothing missing, choices known, sizes consistent.
+
+    `saved`: it is that of a run, whose data may have moved since; who reads them says so.
+    """
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         hint = ""
@@ -180,6 +183,12 @@ def settings(config: DictConfig, schema: type[S]) -> S:
     _check_values(result)
     if isinstance(result, RunSettings):
         _check_run(result)
+        # Some sets are one file; a source that wants a folder says so itself.
+        root = result.data.root
+        if not saved and root is not None and not os.path.exists(os.path.expanduser(root)):
+            raise ConfigError(
+                f"data.root={root}: no such folder; give the folder (or file) of the published data set."
+            )
     return result
 
 
@@ -220,11 +229,6 @@ def _check_run(run: RunSettings) -> None:
                 f"eval.rollouts: a context of {rollout.context} frames leaves nothing to predict in {frames} "
                 f"frames; choose 1 to {length - 1}."
             )
-    # Some sets are one file; a source that wants a folder says so itself.
-    if run.data.root is not None and not os.path.exists(os.path.expanduser(run.data.root)):
-        raise ConfigError(
-            f"data.root={run.data.root}: no such folder; give the folder (or file) of the published data set."
-        )
     if "encoded" in run.data.name and run.data.root is None:
         raise ConfigError(
             f"data={run.data.name} reads published tokens: give data.root. Without a data set choose the one with "

@@ -16,9 +16,9 @@ from omegaconf import OmegaConf
 from experiments import build, validate
 from experiments.compose import experiment, experiments
 from experiments.folder import MAY_CHANGE, RunFolder, flat_settings
-from experiments.run import open_run, train_run
+from experiments.run import check_settings, open_run, train_run
 from experiments.schema import RunSettings
-from slotzoo.errors import ConfigError
+from slotzoo.errors import ConfigError, DataError
 from slotzoo.models import model_card, model_config
 from slotzoo.train.signals import Signals
 
@@ -232,6 +232,24 @@ def test_saved_settings_are_only_read(tmp_path):
     folder.config.write_text(text + "surprise: 1\n")
     with pytest.raises(ConfigError, match="surprise"):
         folder.read_settings()
+
+
+def test_a_run_can_be_read_when_its_data_have_moved(tmp_path):
+    """Other commands and a resumed run may be given the new place, and a report needs no data at all."""
+    before, now = tmp_path / "before", tmp_path / "now"
+    before.mkdir()
+    run = settings("vqgan_dmlab", "tiny", f"data.root={before}", f"runs_dir={tmp_path}")
+    folder = RunFolder.of(run)
+    folder.write_settings(run)
+    (folder.checkpoints / "2").mkdir(parents=True)
+    before.rename(now)
+    assert folder.read_settings() == run
+    moved = settings("vqgan_dmlab", "tiny", f"data.root={now}", f"runs_dir={tmp_path}")
+    assert check_settings(moved, folder) == ["data.root"]
+    with pytest.raises(ConfigError, match="data.root=.*before: no such folder"):
+        settings("vqgan_dmlab", "tiny", f"data.root={before}")
+    with pytest.raises(DataError, match="before"):
+        build.source(run.data, "test")
 
 
 def test_derived_model_fields_must_agree():
