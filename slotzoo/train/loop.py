@@ -291,7 +291,8 @@ class _Run:
         """Whether the evaluation of `step` is still to be done; after a resumption too."""
         if self.evaluation is None or step == 0 or self.measured_at == step:
             return False
-        return step % self.config.evaluate_every == 0 or step == self.config.steps
+        # Beyond `steps` is a run that is now asked for fewer than it has done: it ends here, and is measured too.
+        return step % self.config.evaluate_every == 0 or step >= self.config.steps
 
     def evaluate(self, state: TrainState, step: int) -> None:
         """Let the task measure and draw; its result counts only if no signal cut it short."""

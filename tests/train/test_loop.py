@@ -152,6 +152,14 @@ def test_not_finite_stops_with_its_place_and_keeps_the_good_checkpoint(tmp_path)
     assert run_linear(tmp_path).status == "finished"
 
 
+def test_fewer_steps_than_were_done_end_with_an_evaluation(tmp_path):
+    with pytest.raises(NonFiniteError):
+        run_linear(tmp_path, task=Regression(poison=5))
+    result = run_linear(tmp_path, steps=3)
+    assert result.status == "finished" and result.step == 4 and "error" in result.metrics
+    assert (tmp_path / "evaluation" / "step_4" / "picture.txt").is_file()
+
+
 def test_data_that_ends_or_breaks_is_told(tmp_path):
     class Short(Batches):
         def __next__(self):
