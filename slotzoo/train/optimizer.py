@@ -149,6 +149,13 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtra
     return _standard_promotion(optax.chain(*parts))
 
 
+def plateau_factor(state: PyTree) -> Array | float:
+    """What the plateau rule in the state of an optimiser multiplies the learning rate by; 1 where there is none."""
+    is_plateau = lambda node: isinstance(node, optax.contrib.ReduceLROnPlateauState)
+    found = [node.scale for node in jax.tree.leaves(state, is_leaf=is_plateau) if is_plateau(node)]
+    return found[0] if found else 1.0
+
+
 def _clipping(kind: str, limit: float | int) -> optax.GradientTransformation:
     """By the norm of all, by value, or by the largest of all. One factor for all is multiplied with, where
     `optax.clip_by_global_norm` divides: the compiler makes a product part of what reads it, a division a pass over

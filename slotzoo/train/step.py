@@ -15,7 +15,7 @@ from slotzoo.precision import Precision, policy
 from slotzoo.prng import stream
 from slotzoo.train.mesh import batch_sharding, replicated
 from slotzoo.train.names import is_array, leaf_name
-from slotzoo.train.optimizer import Schedule
+from slotzoo.train.optimizer import Schedule, plateau_factor
 from slotzoo.train.protocols import Batch, Task
 from slotzoo.train.sharding import state_shardings
 from slotzoo.train.state import TrainState, trainable
@@ -149,7 +149,7 @@ def make_train_step(
 
         metrics = {**terms, "loss": value, "grad_norm": grad_norm, "finite": finite.astype(jnp.float32)}
         if learning_rate is not None:
-            metrics["learning_rate"] = learning_rate(state.step)
+            metrics["learning_rate"] = learning_rate(state.step) * plateau_factor(opt_state)
         return new, metrics
 
     return TrainStep(update, mesh, strategy)

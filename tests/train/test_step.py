@@ -18,9 +18,11 @@ CONFIG = OptimizerConfig(0.05, steps=100, schedule="constant", warmup_steps=2)
 KEY = jax.random.key(7)
 
 
-def run(steps=3, *, mesh=None, strategy="replicated", task=None, size=(8, 4), ema=None, **options):
+def run(
+    steps=3, *, mesh=None, strategy="replicated", task=None, size=(8, 4), ema=None, config=CONFIG, **options
+):
     mesh = mesh or make_mesh()
-    optimizer = make_optimizer(CONFIG)
+    optimizer = make_optimizer(config)
 
     def build(key):
         return init_state(lambda k: Linear(*size, key=k), optimizer, key=key, ema=ema is not None)
@@ -32,7 +34,7 @@ def run(steps=3, *, mesh=None, strategy="replicated", task=None, size=(8, 4), em
         mesh=mesh,
         strategy=strategy,
         ema_decay=ema,
-        learning_rate=learning_rate(CONFIG),
+        learning_rate=learning_rate(config),
         **options,
     )
     data, history = Batches(), []
@@ -57,6 +59,19 @@ def test_learns_compiles_once_and_reports():
     assert set(history[0]) == {"loss", "error", "bias", "grad_norm", "finite", "learning_rate"}
     np.testing.assert_allclose([h["learning_rate"] for h in history[:4]], [0, 0.025, 0.05, 0.05], rtol=1e-6)
     assert int(state.step) == 20 and state.model.activation is jnp.tanh
+
+
+def test_the_rate_that_is_reported_falls_on_a_plateau():
+    config = OptimizerConfig(
+        0.05, steps=100, schedule="constant", warmup_steps=0, plateau_patience=1, plateau_every=1
+    )
+    rate, best, expected = 0.05, np.inf, []
+    _, history, _ = run(12, config=config)
+    for loss in (h["loss"] for h in history):
+        rate, best = (rate, loss) if loss < (1 - 1e-4) * best else (rate / 2, best)
+        expected.append(rate)
+    assert rate < 0.05
+    np.testing.assert_allclose([h["learning_rate"] for h in history], expected, rtol=1e-6)
 
 
 def test_devices_and_strategies_agree(monkeypatch):
