@@ -20,7 +20,7 @@ from slotzoo.train.loop import FitResult, fit
 from slotzoo.train.mesh import local_mesh
 from slotzoo.train.optimizer import learning_rate, make_optimizer
 from slotzoo.train.resume import check_resume
-from slotzoo.train.sharding import whole
+from slotzoo.train.sharding import place, whole
 from slotzoo.train.signals import STOPPED_EXIT_CODE, Signals
 from slotzoo.viz.report import write_report
 from slotzoo.viz.tables import text_tables
@@ -236,8 +236,10 @@ class OpenedRun:
     step: int
 
 
-def open_run(folder: RunFolder, run: RunSettings | None = None) -> OpenedRun:
+def open_run(folder: RunFolder, run: RunSettings | None = None, *, spread: bool = False) -> OpenedRun:
     """Load a run from its newest readable checkpoint, the averaged parameters where it kept them.
+
+    They lie on the first device; with `spread` on each of the run's mesh, for batches that are spread over it.
 
     **Raises** `ConfigError` where `folder` is no run, `CheckpointError` where it has no checkpoint that can be read.
     """
@@ -247,4 +249,7 @@ def open_run(folder: RunFolder, run: RunSettings | None = None) -> OpenedRun:
     task = build.task(run)
     shapes = eqx.filter_eval_shape(build.module(run, task), jax.random.key(0))
     module, step = load_model(folder.checkpoints, shapes)
-    return OpenedRun(run, folder, task, module, build.frozen(task, stage.tokenizer), step)
+    frozen = build.frozen(task, stage.tokenizer)
+    if spread:
+        module, frozen = (place(tree, build.mesh(run), "replicated") for tree in (module, frozen))
+    return OpenedRun(run, folder, task, module, frozen, step)

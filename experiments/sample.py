@@ -52,7 +52,7 @@ def sample(config: DictConfig) -> int:
     settings.eval.samples, settings.eval.temperature = asked.samples, asked.temperature
     settings.eval.clips = asked.clips
     settings.eval.batch_size = min(asked.batch_size or settings.eval.batch_size, asked.clips)
-    opened = open_run(folder, settings)
+    opened = open_run(folder, settings, spread=True)
     task, mesh = opened.task, build.mesh(opened.settings)
     assert isinstance(task, VideoPredictionTask)
     rollouts = task.config.rollouts

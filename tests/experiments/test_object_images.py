@@ -1,6 +1,7 @@
 """Runs of image models: what is said before training, and pictures of a user's own taken apart."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from experiments import build, predict, schema, validate
+from experiments import build, evaluate, predict, schema, validate
 from experiments.compose import experiment
 from experiments.folder import RunFolder
 from experiments.run import train_run
@@ -106,3 +107,11 @@ def test_pictures_of_a_user_are_taken_apart(tmp_path, capsys):
         predict.predict(asked(run=folder.path, images=tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match="slots=0: must be positive"):
         predict.predict(asked(run=folder.path, images=pictures, slots=0))
+
+    # Batches are spread over all devices, and the parameters with them.
+    assert jax.device_count() > 1
+    again = OmegaConf.structured(schema.EvaluateSettings(run=str(folder.path)))
+    assert evaluate.evaluate(again) == 0
+    numbers = json.loads((folder.path / "evaluation" / "step_1_test" / "numbers.json").read_text())["numbers"]
+    measured = folder.read_card()["finished"]["metrics"]
+    assert numbers.keys() == measured.keys() and numbers["ari"] == pytest.approx(measured["ari"], abs=1e-4)
