@@ -23,11 +23,11 @@ def sample(config: DictConfig) -> int:
     from experiments import build, validate
     from experiments.folder import RunFolder
     from experiments.run import open_run
-    from experiments.schema import SampleSettings
+    from experiments.schema import RolloutSettings, SampleSettings
     from slotzoo.errors import ConfigError
     from slotzoo.files import write_npz
     from slotzoo.prng import stream
-    from slotzoo.tasks.video_prediction import Rollout, VideoPredictionTask, draw_clip
+    from slotzoo.tasks.video_prediction import VideoPredictionTask, draw_clip
     from slotzoo.train.mesh import shard_batch
     from slotzoo.train.signals import STOPPED_EXIT_CODE, Signals
 
@@ -52,12 +52,13 @@ def sample(config: DictConfig) -> int:
     settings.eval.samples, settings.eval.temperature = asked.samples, asked.temperature
     settings.eval.clips = asked.clips
     settings.eval.batch_size = min(asked.batch_size or settings.eval.batch_size, asked.clips)
+    if asked.context is not None:
+        # Of whole clips: they are read no further than the rollouts that are measured need.
+        settings.eval.rollouts = [RolloutSettings(asked.context, asked.actions)]
     opened = open_run(folder, settings, spread=True)
     task, mesh = opened.task, build.mesh(opened.settings)
     assert isinstance(task, VideoPredictionTask)
     rollouts = task.config.rollouts
-    if asked.context is not None:
-        rollouts = (Rollout(asked.context, asked.actions),)
     whole = opened.settings.data.test_length or opened.settings.data.length
     for rollout in rollouts:
         length = asked.length or rollout.length or whole

@@ -5,7 +5,7 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from experiments import compare, evaluate, predict, report, run, sample, schema, train, validate
+from experiments import build, compare, evaluate, predict, report, run, sample, schema, train, validate
 from experiments.compose import experiment
 from experiments.folder import RunFolder
 from slotzoo.errors import ConfigError
@@ -72,3 +72,22 @@ def test_a_sweep_does_all_its_jobs_until_one_is_stopped(code, tmp_path, monkeypa
     else:
         train.main()
         assert seeds == [0, 1, 2]
+
+
+def test_a_context_of_ones_own_may_be_longer_than_what_is_measured(tmp_path, monkeypatch):
+    typed = ["scale=tiny", f"runs_dir={tmp_path}", "eval.rollouts=[{context:4,actions:false,length:8}]"]
+    composed = experiment("convs5_mnist300", typed)
+    settings = validate.settings(validate.with_scale(composed, typed, accelerator=False), schema.RunSettings)
+    folder = RunFolder.of(settings)
+    folder.write_settings(settings)
+    opened = []
+
+    def open_run(folder, settings, **options):
+        opened.append(settings)
+        raise ConfigError("far enough")
+
+    monkeypatch.setattr(run, "open_run", open_run)
+    asked = schema.SampleSettings(run=str(folder.path), context=40, actions=False)
+    with pytest.raises(ConfigError, match="far enough"):
+        sample.sample(OmegaConf.structured(asked))
+    assert build._held_out_length(opened[0]) == 128 == settings.data.test_length
