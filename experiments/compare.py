@@ -14,6 +14,7 @@ from experiments import cli
 
 
 UNLIKE = "The runs were not measured in the same way: their rows do not compare"
+MODEL = "model"  # the first row of a table; "model, best of 4" are its samples
 # Options of data sets that say what is read beside the frames, or how clips are varied in training: what is measured
 # is the same. All others decide which clips or images there are, or what is seen of them.
 BESIDE = ("attributes", "depth", "flip", "flow", "masks", "random_crop")
@@ -178,14 +179,15 @@ def _joined(title: str, runs: Sequence[Measured]) -> dict[str, Any]:
     mine = {run.name: table for run in runs for table in run.tables if _kind(table) == title}
     first = next(iter(mine.values()))
     columns = list(dict.fromkeys(column for table in mine.values() for column in table.get("columns", ())))
-    rows = [{**table["rows"][0], "name": name} for name, table in mine.items()]
+    rows = [{**row, "name": own} for name, table in mine.items() for row, own in _own(name, table["rows"])]
     notes = []
     if len({run.data for run in runs}) > 1:
         notes.append("The runs were measured on different data: their rows do not compare.")
     if differences(runs):
         notes.append(f"{UNLIKE}.")
     if not notes:
-        rows += first["rows"][1:] if title.startswith("Rollout") else []
+        trivial = [row for row in first["rows"][1:] if not _is_model(row["name"])]
+        rows += trivial if title.startswith("Rollout") else []
     published = _published(first.get("rollout"), runs)
     rows += published
     if published and any(run.double for run in runs):
@@ -200,6 +202,16 @@ def _joined(title: str, runs: Sequence[Measured]) -> dict[str, Any]:
         "curves": _curves(mine),
         "rollout": first.get("rollout", ""),
     }
+
+
+def _own(name: str, rows: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], str]]:
+    """The rows of a run's own model, the first one and the best of its samples, with what they are called here."""
+    best = [(row, f"{name}{row['name'].removeprefix(MODEL)}") for row in rows[1:] if _is_model(row["name"])]
+    return [(rows[0], name), *best]
+
+
+def _is_model(name: str) -> bool:
+    return name.startswith(f"{MODEL},")
 
 
 def _published(rollout: str | None, runs: Sequence[Measured]) -> list[dict[str, Any]]:
@@ -248,7 +260,8 @@ def _curves(tables: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
                 entry["series"][name] = curve["series"][own]
     for curve in next(iter(tables.values())).get("curves", ()):
         for name, values in list(curve["series"].items())[1:]:
-            merged[curve["title"]]["series"].setdefault(name, values)
+            if not _is_model(name):
+                merged[curve["title"]]["series"].setdefault(name, values)
     return list(merged.values())
 
 

@@ -161,6 +161,28 @@ def test_tables_of_different_numbers_of_clips_are_one(tmp_path):
     assert [row["PSNR"] for row in first["rows"][:2]] == [0.5, 1.5]
 
 
+def test_the_best_of_several_samples_is_named_after_its_run(tmp_path):
+    runs = []
+    for exp, psnr in (("convs5_mnist300", 12.5), ("convs5_mnist600", 13.0)):
+        run = run_folder(tmp_path, exp, psnr)
+        one = table("Rollout: 10 given", "10", psnr)
+        one["rows"].insert(1, {"name": "model, best of 4", "PSNR": psnr + 1, "clips": 4})
+        one["curves"][0]["series"]["model, best of 4"] = [psnr + 1] * 4
+        (RunFolder(Path(run)).evaluation(7) / "table.json").write_text(json.dumps({"tables": [one]}))
+        runs.append(run)
+    compare.compare(ask(runs, tmp_path / "out"))
+    first = json.loads((tmp_path / "out" / "table.json").read_text())["tables"][0]
+    assert [(row["name"], row["PSNR"]) for row in first["rows"]] == [
+        ("convs5_mnist300_tiny", 12.5),
+        ("convs5_mnist300_tiny, best of 4", 13.5),
+        ("convs5_mnist600_tiny", 13.0),
+        ("convs5_mnist600_tiny, best of 4", 14.0),
+        ("repeat last frame", 5.0),
+    ]
+    series = first["curves"][0]["series"]
+    assert list(series) == ["convs5_mnist300_tiny", "convs5_mnist600_tiny", "repeat last frame"]
+
+
 def test_what_cannot_be_compared_is_said(tmp_path):
     run = run_folder(tmp_path, "convs5_mnist300", 12.5)
     with pytest.raises(ConfigError, match=r"runs=\[\]: give the folders"):
