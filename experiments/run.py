@@ -70,8 +70,6 @@ def train_run(run: RunSettings, signals: Signals) -> bool:
                 print(text_tables(table) if table.is_file() else "", flush=True)
                 print(f"Finished already: {done['step']} steps, in {folder.path}. More of them: train.steps=N.")
             return True
-        if jax.process_index() == 0:
-            folder.write_settings(run)
         stage = first_stage.prepare(run, folder, lambda settings: train_run(settings, signals))
         if stage is None:
             return False
@@ -113,7 +111,8 @@ def _fit(
     for line in introduction(full, folder, source, stage, changed):
         logger.say(line)
     check_data(folder, source)
-    if jax.process_index() == 0:
+    if jax.process_index() == 0:  # nothing is refused any more
+        folder.write_settings(run)
         folder.update_card(start=True, **card(full, source, stage))
     source = first_stage.encoded(full, source, stage, folder)
     task, mesh, optimizer = build.task(full), build.mesh(full), build.optimizer_config(full)

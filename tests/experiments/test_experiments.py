@@ -252,6 +252,25 @@ def test_a_run_can_be_read_when_its_data_have_moved(tmp_path):
         build.source(run.data, "test")
 
 
+def tetrominoes(folder: Path) -> tuple[RunSettings, RunFolder]:
+    """A run that was begun on other clips than it would see now."""
+    typed = ("data.clips=4", "data.test_clips=4", "data.cache=null", f"runs_dir={folder}")
+    run = settings("slot_attention_tetrominoes", "tiny", *typed)
+    begun = RunFolder.of(run)
+    begun.write_settings(run)
+    (begun.checkpoints / "2").mkdir(parents=True)
+    begun.update_card(data={"provenance": "embedded double", "fingerprint": "another"})
+    return run, begun
+
+
+def test_a_run_that_is_refused_keeps_its_settings(tmp_path):
+    run, folder = tetrominoes(tmp_path)
+    other = dataclasses.replace(run, eval=dataclasses.replace(run.eval, clips=3))
+    with Signals() as signals, pytest.raises(ConfigError, match="started on other clips"):
+        train_run(other, signals)
+    assert folder.read_settings() == run
+
+
 def test_derived_model_fields_must_agree():
     run = settings("vqgan_dmlab", "tiny", "+model.resolution=32")
     with pytest.raises(ConfigError, match="model.resolution=32 does not fit the data set, which has 64"):
