@@ -178,10 +178,8 @@ def introduction(
     lines += build.advice(run, source.spec)
     if stage.tokenizer is not None:
         config = stage.tokenizer.config
-        lines.append(
-            f"Tokenizer: {stage.card.source if stage.card else ''}, {config.latent} x {config.latent} tokens of "
-            f"{config.n_embed} codes."
-        )
+        about = f"{stage.card.source} ({stage.card.notes})" if stage.card else ""
+        lines.append(f"Tokenizer: {about}, {config.latent} x {config.latent} tokens of {config.n_embed} codes.")
     if changed:
         lines.append(f"Going on under changed settings: {', '.join(changed)}.")
     return lines
@@ -212,6 +210,8 @@ def card(run: RunSettings, source: Source, stage: first_stage.Stage) -> dict[str
 
 def export(run: RunSettings, folder: RunFolder, model: eqx.Module, step: int) -> None:
     """Write the weights of a finished run as a file of their own, with its card."""
+    double = folder.read_card().get("data", {}).get("provenance") == "embedded double"
+    trained_on = f"the embedded double of {run.data.name}" if double else run.data.name
     if jax.process_index() == 0:
         save_weights(
             folder.path / first_stage.WEIGHTS,
@@ -219,7 +219,7 @@ def export(run: RunSettings, folder: RunFolder, model: eqx.Module, step: int) ->
             name=run.model["name"],
             config=build.config_of_model(run),
             source=f"{run.name}, seed {run.seed}, step {step}",
-            notes=f"trained on {run.data.name}, scale {run.scale}",
+            notes=f"trained on {trained_on}, scale {run.scale}",
         )
 
 

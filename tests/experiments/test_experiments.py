@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from experiments import build, validate
 from experiments.compose import experiment, experiments
 from experiments.folder import MAY_CHANGE, RunFolder, flat_settings
-from experiments.run import check_settings, open_run, train_run
+from experiments.run import check_settings, export, open_run, train_run
 from experiments.schema import RunSettings
 from slotzoo.errors import ConfigError, DataError
 from slotzoo.models import model_card, model_config
@@ -269,6 +269,19 @@ def test_a_run_that_is_refused_keeps_its_settings(tmp_path):
     with Signals() as signals, pytest.raises(ConfigError, match="started on other clips"):
         train_run(other, signals)
     assert folder.read_settings() == run
+
+
+def test_weights_say_that_they_come_from_a_double(tmp_path, monkeypatch):
+    run, folder = tetrominoes(tmp_path)
+    said = []
+    monkeypatch.setattr("experiments.run.save_weights", lambda *_, notes, **__: said.append(notes))
+    export(run, folder, eqx.nn.Identity(), 1)
+    folder.update_card(data={"provenance": "real"})
+    export(run, folder, eqx.nn.Identity(), 1)
+    assert said == [
+        "trained on the embedded double of tetrominoes, scale tiny",
+        "trained on tetrominoes, scale tiny",
+    ]
 
 
 def test_derived_model_fields_must_agree():
