@@ -98,7 +98,7 @@ class EvalSettings:
     rollouts: list[RolloutSettings] = dataclasses.field(default_factory=list)
     # What experiments.evaluate and experiments.sample make instead, where that is more than training measures.
     protocol: list[RolloutSettings] = dataclasses.field(default_factory=list)
-    samples: int = 1  # rollouts per clip; metrics take the best of them when there are several
+    samples: int = 1  # rollouts per clip; tables have their mean and their best, metrics the mean
     temperature: float = 1.0
     lpips: bool = True
     fvd: bool = False
