@@ -173,6 +173,7 @@ class ArrayRecordSource:
     def window(self, index: int, start: int, length: int) -> Record:
         """Frames `start` to `start + length` of a clip: only the records that hold them are read."""
         shard, within = self._place(index)
+        length = min(length, self._frames[shard][within] - start)  # what follows are the next clip's records
         first, last = start // self._chunk, (start + max(1, length) - 1) // self._chunk
         numbers = [self._starts[shard][within] + i for i in range(first, last + 1)]
         where = f"{self.folder / self._shards[shard]['file']}, record {numbers[0]} (clip {index})"
