@@ -89,6 +89,15 @@ class _Reading:
         starts = range(0, frames, self.chunk)
         return _Clip(frames, [encode(slice_time(record, spec, i, i + self.chunk)) for i in starts])
 
+    def leaves_out(self, indices: list[int]) -> bool:
+        """Whether clips that an earlier run left out may stay so; they count as if this one had."""
+        if self.on_error == "raise":
+            return not indices
+        self.skipped |= {index: f"clip {index}, by an earlier run" for index in indices}
+        if len(self.skipped) > self.max_skips:
+            raise too_many(self.skipped, self.max_skips)
+        return True
+
     def over(self, indices: range, skipped: list[int]) -> Iterator[_Clip]:
         waiting: deque[tuple[int, Future[_Clip]]] = deque()
         rest = iter(indices)
@@ -255,6 +264,8 @@ def _write_all(
         indices = range(number * per_shard, min(total, (number + 1) * per_shard))
         identity = [source.fingerprint, reading.chunk, indices.start, indices.stop]
         shard = _finished(path, note, identity)
+        if shard is not None and not reading.leaves_out(shard["skipped"]):
+            shard = None
         if shard is None:
             lost: list[int] = []
             clips = _counted(reading.over(indices, lost), indices.start, total, progress)

@@ -178,6 +178,13 @@ def test_corrupted_records_stop_the_preparation_or_are_listed(tmp_path):
     assert found.skipped == [3, 4] and found.fingerprint != Numbered(6).fingerprint
     with pytest.raises(DataError, match="clip 4: corrupted"):
         prepared(tmp_path / "c", Numbered(6, bad=[3, 4]), on_error="skip", max_skips=1)
+    # What a run left out before it was stopped counts in the next one, and is read again where nothing may be left out.
+    for _ in range(2):
+        with pytest.raises(DataError, match="2 corrupted records, more than max_skips=1"):
+            prepared(tmp_path / "f", Numbered(6, bad=[1, 4]), on_error="skip", max_skips=1, shard_bytes=2 * 28)
+    with pytest.raises(DataError, match="clip 1: corrupted"):
+        prepared(tmp_path / "f", Numbered(6, bad=[1]), shard_bytes=2 * 28)
+    assert prepared(tmp_path / "f", Numbered(6), shard_bytes=2 * 28).skipped == []
     # The first record only tells the size of shards: it may be a corrupted one too.
     assert len(prepare(Numbered(4, bad=[0]), tmp_path / "d", on_error="skip")) == 3
     with pytest.raises(DataError, match="has no records; there is nothing to prepare"):
