@@ -2,11 +2,10 @@
 
 import logging
 import pathlib
-import shutil
 
 import numpy as np
 
-from slotzoo.data.preparation import Progress, prepare
+from slotzoo.data.preparation import Progress, locked, prepare
 from slotzoo.data.sources.array_record import MANIFEST, ArrayRecordSource
 from slotzoo.data.spec import Source
 from slotzoo.errors import DataError
@@ -25,13 +24,21 @@ def cached(
     """
     folder = pathlib.Path(cache).expanduser() / f"{source.name}-{split}-{source.fingerprint}"
     try:
-        if _outdated(source, folder):
-            log.warning("%s was written by another version of slotzoo; making it again", folder)
-            shutil.rmtree(folder)
+        if (folder / MANIFEST).exists():
+            with locked(folder):  # another process may be making it again just now
+                _clear_if_outdated(source, folder)
         return prepare(source, folder, progress=progress)
     except (DataError, OSError) as error:
         log.warning("the cache is not used, clips are made anew each time: %s", error)
         return source
+
+
+def _clear_if_outdated(source: Source, folder: pathlib.Path) -> None:
+    if _outdated(source, folder):
+        log.warning("%s was written by another version of slotzoo; making it again", folder)
+        (folder / MANIFEST).unlink()  # first: what is left without it is not taken for a whole
+        for path in folder.glob("*.array_record"):
+            path.unlink()
 
 
 def _outdated(source: Source, folder: pathlib.Path) -> bool:

@@ -39,7 +39,7 @@ Progress = Callable[[int, int], None]
 
 
 @contextlib.contextmanager
-def _locked(folder: pathlib.Path) -> Iterator[None]:
+def locked(folder: pathlib.Path) -> Iterator[None]:
     """One process at a time prepares a folder; the kernel frees the lock when its holder dies."""
     import fcntl
 
@@ -213,7 +213,7 @@ def prepare(
         )
     with _disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with locked(folder):
         if (folder / MANIFEST).exists():
             return _reuse(source, folder)
         with ThreadPoolExecutor(max(1, workers)) as pool:

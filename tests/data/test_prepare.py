@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as hnp
 
 from slotzoo.data import open_source, prepare, verify
 from slotzoo.data.codec import decode, encode
+from slotzoo.data.preparation import locked
 from slotzoo.data.sources.array_record import ArrayRecordSource
 from slotzoo.data.spec import Source
 from slotzoo.data.synthetic import maze
@@ -347,6 +348,26 @@ def test_a_cache_of_an_older_generator_is_made_again(tmp_path, monkeypatch, capl
     with caplog.at_level(logging.WARNING):
         found = open_source("dmlab", "train", cache=tmp_path, **MAZES)
     assert "another version of slotzoo" in caplog.text and same(found, MazeSource("train", **MAZES))
+
+
+def test_a_cache_that_another_process_makes_again_is_left_alone(tmp_path, monkeypatch, caplog):
+    open_source("dmlab", "train", cache=tmp_path / "cache", **MAZES)
+    (folder,) = (tmp_path / "cache").iterdir()
+    real = maze.render
+    monkeypatch.setattr(maze, "render", lambda *args, **options: (real(*args, **options)[0] // 2, None))
+    new = MazeSource("train", **MAZES)
+    prepare(new, tmp_path / "new")
+    found = []
+    other = threading.Thread(
+        target=lambda: found.append(open_source("dmlab", "train", cache=folder.parent, **MAZES))
+    )
+    with locked(folder):
+        other.start()
+        other.join(0.3)
+        for path in (tmp_path / "new").glob("[!.]*"):
+            shutil.copy(path, folder)
+    other.join()
+    assert "another version of slotzoo" not in caplog.text and same(found[0], new)
 
 
 def test_a_cache_that_cannot_be_written_is_said_and_not_needed(tmp_path, caplog):
