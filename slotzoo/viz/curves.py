@@ -102,15 +102,20 @@ class Scale:
     def y(self, value: float) -> float:
         return HEIGHT - BOTTOM - (self._value(value) - self.y0) / (self.y1 - self.y0) * (HEIGHT - TOP - BOTTOM)
 
-    def lines(self, xs: Sequence[float], ys: Sequence[float]) -> list[str]:
-        """Point lists, one for each stretch without a gap that has two points or more."""
-        stretches: list[list[str]] = [[]]
+    def stretches(self, xs: Sequence[float], ys: Sequence[float]) -> list[list[tuple[float, float]]]:
+        """Where the points lie, a list for each stretch without a gap."""
+        found: list[list[tuple[float, float]]] = [[]]
         for a, b in _thinned(xs, ys):
             if math.isfinite(b):
-                stretches[-1].append(f"{self.x(a):.1f},{self.y(b):.1f}")
-            elif stretches[-1]:
-                stretches.append([])
-        return [" ".join(stretch) for stretch in stretches if len(stretch) > 1]
+                found[-1].append((self.x(a), self.y(b)))
+            elif found[-1]:
+                found.append([])
+        return [stretch for stretch in found if stretch]
+
+    def lines(self, xs: Sequence[float], ys: Sequence[float]) -> list[str]:
+        """Point lists, one for each stretch without a gap that has two points or more."""
+        stretches = (stretch for stretch in self.stretches(xs, ys) if len(stretch) > 1)
+        return [" ".join(f"{x:.1f},{y:.1f}" for x, y in stretch) for stretch in stretches]
 
     def lonely(self, xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]]:
         """Points without a neighbour to draw a line to."""

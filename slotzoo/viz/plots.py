@@ -57,12 +57,13 @@ def write_plot(
     draw.text(place((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 16), x_label, "#5a6270", small, anchor="mt")
     for number, (name, (xs, ys)) in enumerate(clean.items()):
         colour = COLOURS[number % len(COLOURS)]
-        there = [place(scale.x(a), scale.y(b)) for a, b in zip(xs, ys, strict=True) if np.isfinite(b)]
-        if len(there) > 1:
-            draw.line(there, colour, 2 * _ZOOM, joint="curve")
-        else:
-            x, y = there[0] if there else (-9, -9)
-            draw.ellipse([x - 4, y - 4, x + 4, y + 4], colour)
+        for stretch in scale.stretches(xs, ys):
+            there = [place(x, y) for x, y in stretch]
+            if len(there) > 1:
+                draw.line(there, colour, 2 * _ZOOM, joint="curve")
+            else:
+                x, y = there[0]
+                draw.ellipse([x - 4, y - 4, x + 4, y + 4], colour)
         row = _ZOOM * (22 + _ROW * number + _ROW / 2)
         draw.line([(_ZOOM * LEFT, row), (_ZOOM * (LEFT + 24), row)], colour, 3 * _ZOOM)
         draw.text((_ZOOM * (LEFT + 30), row), name, "black", small, anchor="lm")

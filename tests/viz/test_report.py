@@ -15,6 +15,7 @@ from slotzoo.errors import DataError
 from slotzoo.metrics import VideoProtocol
 from slotzoo.viz import prediction_strip, side_by_side, write_gif, write_png, write_video
 from slotzoo.viz.curves import MAX_POINTS, line_chart
+from slotzoo.viz.plots import write_plot
 from slotzoo.viz.records import read_run
 from slotzoo.viz.report import write_report
 from slotzoo.viz.tables import format_value, read_tables, text_tables
@@ -215,6 +216,14 @@ def test_chart_stays_inside_its_box(values, logarithmic):
         x, y = map(float, point.split(","))
         assert 0 <= x <= 400 and 0 <= y <= 220
     assert 'text-anchor="end"' in text
+
+
+def test_a_plot_leaves_gaps(tmp_path):
+    def drawn(ys):
+        path = write_plot(tmp_path / "a.png", {"a": (range(5), ys)}, title="A", x_label="x")
+        return (np.asarray(Image.open(path)) == np.array([0, 0x72, 0xB2])).all(-1).sum()
+
+    assert drawn([1.0, 1.0, None, 1.0, 1.0]) < 0.8 * drawn([1.0] * 5)
 
 
 def test_ticks_of_steps_are_whole():
