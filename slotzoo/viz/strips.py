@@ -101,9 +101,11 @@ def prediction_strip(
             f"context must lie between 1 and {length - 1} for clips of {length} frames, got {context}"
         )
     times = choose_frames(length, context, columns)
-    rows = {"truth": to_uint8(as_rgb(truth), value_range=value_range)[times]}
+    # As bytes from here on: one may be in bytes and the other in [0, 1].
+    true = to_uint8(as_rgb(truth), value_range=value_range)
+    rows = {"truth": true[times]}
     for name, frames in predictions.items():
-        rows[name] = to_uint8(as_rgb(whole_clip(truth, frames, context)), value_range=value_range)[times]
+        rows[name] = whole_clip(true, to_uint8(as_rgb(frames), value_range=value_range), context)[times]
     colours = tuple(CONTEXT if time < context else PREDICTED for time in times)
     return labelled_rows(rows, titles=tuple(str(time) for time in times), borders=colours, scale=scale)
 

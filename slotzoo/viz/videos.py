@@ -47,11 +47,12 @@ def side_by_side(
     """
     if not clips:
         raise ShapeError("a video side by side needs at least one clip")
-    truth = next(iter(clips.values()))
-    pictures = {}
-    for name, frames in clips.items():
-        whole = frames if len(frames) == len(truth) else whole_clip(truth, frames, context)
-        pictures[name] = to_uint8(as_rgb(whole), value_range=value_range)
+    # As bytes from here on: one may be in bytes and the other in [0, 1].
+    pictures = {name: to_uint8(as_rgb(frames), value_range=value_range) for name, frames in clips.items()}
+    truth = next(iter(pictures.values()))
+    for name, frames in pictures.items():
+        if len(frames) != len(truth):
+            pictures[name] = whole_clip(truth, frames, context)
     length, height, width, _ = truth.shape
     scale = scale or comfortable_scale(height, width)
     cell = max(width * scale + 2 * BORDER, *(text_width(name, TEXT) + 8 for name in pictures)) + 4

@@ -99,6 +99,16 @@ def test_whole_clip_takes_the_given_frames_from_the_truth():
     np.testing.assert_array_equal(whole_clip(truth, other[2:], 2), expected)
 
 
+def test_a_truth_in_bytes_fits_a_prediction_from_0_to_1():
+    truth = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+    made = (truth / 255).astype(np.float32)
+    for part in (made, made[2:]):
+        strip = prediction_strip(truth, {"model": part}, context=2)
+        np.testing.assert_array_equal(strip, prediction_strip(truth, {"model": truth}, context=2))
+        frames = side_by_side({"truth": truth, "model": part}, context=2)
+        np.testing.assert_array_equal(frames, side_by_side({"truth": truth, "model": truth}, context=2))
+
+
 def test_side_by_side_and_gif(tmp_path):
     truth = clip(7)
     frames = side_by_side({"truth": truth, "model": truth[3:]}, context=3)
