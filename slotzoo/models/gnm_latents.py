@@ -12,6 +12,10 @@ from slotzoo.nn.celu_stacks import ConvLSTMCell, ConvLSTMState, ConvStack, MLPSt
 from slotzoo.nn.conv import Conv
 
 
+# The largest relaxed presence: beyond, nothing is left to take the logarithm of.
+MOST_PRESENT = 1 - jnp.finfo(jnp.float32).eps
+
+
 class Normal(NamedTuple):
     """A diagonal normal distribution."""
 
@@ -222,7 +226,7 @@ def sample_local(q: LocalDistribution, noise: LocalNoise, temperature: Float[Arr
     limits = jnp.finfo(jnp.float32)
     u = jnp.clip(noise.presence, limits.eps, 1 - limits.eps)
     presence = jax.nn.sigmoid((jnp.log(u) - jnp.log1p(-u) + q.presence) / temperature)
-    presence = jnp.clip(presence, limits.tiny, 1 - limits.eps)
+    presence = jnp.clip(presence, limits.tiny, MOST_PRESENT)
     where = q.where.sample(noise.where)
     return LocalLatents(presence, where, boxes(where), q.depth.sample(noise.depth), q.what.sample(noise.what))
 
@@ -273,10 +277,12 @@ def relaxed_log_prob(
 ) -> Float[Array, "*shape"]:
     """The log density of a relaxed Bernoulli variable, with respect to the logit of `x`.
 
-    Ratios of two such densities are those of the densities of `x` itself.
+    Ratios of two such densities are those of the densities of `x` itself. At the largest `x` that `sample_local` gives
+    it is the log probability of all that is clipped to it: of a sure presence, most of what is drawn.
     """
     difference = logits - temperature * (jnp.log(x) - jnp.log1p(-x))
-    return jnp.log(temperature) + difference - 2 * jax.nn.softplus(difference)
+    density = jnp.log(temperature) + difference - 2 * jax.nn.softplus(difference)
+    return jnp.where(x >= MOST_PRESENT, jax.nn.log_sigmoid(difference), density)
 
 
 def _narrow(key: PRNGKeyArray, shape, dtype=jnp.float32, out_sharding=None) -> Array:

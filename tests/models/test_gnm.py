@@ -11,7 +11,15 @@ import pytest
 from slotzoo.errors import ConfigError, ShapeError, WeightsError
 from slotzoo.models.gnm import GNM
 from slotzoo.models.gnm_config import GNMConfig, annealed
-from slotzoo.models.gnm_latents import bernoulli_kl, boxes, relaxed_log_prob
+from slotzoo.models.gnm_latents import (
+    LocalDistribution,
+    LocalNoise,
+    Normal,
+    bernoulli_kl,
+    boxes,
+    relaxed_log_prob,
+    sample_local,
+)
 from slotzoo.models.gnm_render import corners
 from slotzoo.nn.spatial_transform import crop, paste
 from slotzoo.precision import policy
@@ -147,6 +155,22 @@ def test_relaxed_weights_average_to_one():
     assert_close(relaxed_log_prob(x, p, temperature), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("q, p", [(8.8, 8.0), (8.0, 8.8), (3.0, 2.0)])
+def test_relaxed_weights_of_sure_presences(q, p):
+    """They average to one where most of what is drawn is clipped, as well as the few numbers just below 1 allow."""
+    u = ((jnp.arange(150.0 * 150) + 0.5) / 150**2).reshape(150, 150, 1)
+    temperature = jnp.float32(0.5)
+    logits = lambda value: jnp.full(u.shape, value)
+    none = Normal(jnp.zeros((*u.shape[:2], 4)), jnp.ones((*u.shape[:2], 4)))
+    drawn = sample_local(
+        LocalDistribution(logits(q), none, none, none),
+        LocalNoise(u, none.mean, none.mean, none.mean),
+        temperature,
+    )
+    log_prob = lambda value: relaxed_log_prob(drawn.presence, logits(value), temperature)
+    assert_close(jnp.exp(log_prob(p) - log_prob(q)).mean(), 1.0, rtol=4e-2)
+
+
 def test_divergence_of_sure_presences():
     q = jnp.array([0.0, 30.0, -30.0, 90.0])
     p = jnp.array([0.0, -30.0, 30.0, 90.0])
@@ -208,3 +232,5 @@ def test_mistakes_are_sentences(model, image):
         model.explain(image, slots=7)
     with pytest.raises(WeightsError, match="do not describe a GNM"):
         object_discovery_gnm.config({"arch": {}})
+    with pytest.raises(WeightsError, match="no hyper-parameters, which tell the sizes of a GNM"):
+        object_discovery_gnm.config({})

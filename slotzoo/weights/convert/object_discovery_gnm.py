@@ -31,6 +31,11 @@ def config(hyper: Mapping[str, Any]) -> GNMConfig:
 
     **Raises** `WeightsError` for what is missing, and for variants that the zoo does not have.
     """
+    if not hyper:
+        raise WeightsError(
+            "the checkpoint has no hyper-parameters, which tell the sizes of a GNM: those of object-discovery-pytorch "
+            "have them, those of GNM's authors (.pth) have not."
+        )
     try:
         return _config(hyper)
     except (KeyError, TypeError, IndexError, ValueError) as error:
