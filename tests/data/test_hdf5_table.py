@@ -88,3 +88,21 @@ def test_hdf5_without_h5py_is_a_sentence(tetrominoes, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(DataError, match=r"needs h5py, pip install 'slotzoo\[hdf5\]'"):
         Hdf5Table(tetrominoes / "tetrominoes.h5")
+
+
+def test_damaged_headers_are_sentences(tmp_path):
+    import h5py
+
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        header = h5py.h5o.get_info(file.create_dataset("image", data=np.zeros((2, 3))).id).addr
+    intact = path.read_bytes()
+    path.write_bytes(intact[:header] + b"\xff" * 16 + intact[header + 16 :])
+    table = Hdf5Table(path)
+    for ask in (lambda: table.shape("image"), lambda: table.read("image", 0)):
+        with pytest.raises(DataError, match=r"a.h5, 'image': cannot be read .*the file is damaged"):
+            ask()
+    table.close()
+    path.write_bytes(intact.replace(b"SNOD", b"SNUD"))
+    with pytest.raises(DataError, match=r"a.h5: cannot be read .*the file is damaged"):
+        Hdf5Table(path)

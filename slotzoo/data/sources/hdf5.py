@@ -14,6 +14,7 @@ from slotzoo.errors import DataError
 
 log = logging.getLogger(__name__)
 _BLOCK = 128 << 20  # bytes of records read at once, where chunks hold parts of many
+_DAMAGED = (OSError, RuntimeError, ValueError, KeyError)  # what h5py raises for headers that make no sense
 _SLOW = 64  # records of a chunk from which on reading at random is worth a warning
 
 
@@ -61,7 +62,11 @@ class Hdf5Table:
     def names(self) -> list[str]:
         """Names of the data sets."""
         with self._locked():
-            return sorted(self._opened())
+            file = self._opened()
+            try:
+                return sorted(file)
+            except _DAMAGED as error:
+                raise _damaged(f"{self.path}", error) from error
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a data set, records first."""
@@ -70,9 +75,13 @@ class Hdf5Table:
 
     def _dataset(self, name: str) -> Any:
         file = self._opened()
-        if name not in file:
-            raise DataError(f"{self.path}: no data set {name!r}; found {', '.join(sorted(file))}.")
-        return file[name]
+        try:
+            if name in file:
+                return file[name]
+            found = ", ".join(sorted(file))
+        except _DAMAGED as error:
+            raise _damaged(f"{self.path}, {name!r}", error) from error
+        raise DataError(f"{self.path}: no data set {name!r}; found {found}.")
 
     def read(self, name: str, row: int | None = None) -> np.ndarray:
         """One row of a data set, or the whole of it."""
@@ -83,11 +92,9 @@ class Hdf5Table:
                     return np.asarray(dataset[()])
                 rows = self._rows_at_once(name, dataset)
                 return np.asarray(dataset[row]) if rows == 1 else self._from_block(name, dataset, row, rows)
-            except (OSError, RuntimeError, ValueError) as error:
+            except _DAMAGED as error:
                 where = f"{self.path}, {name!r}" + ("" if row is None else f", record {row}")
-                raise DataError(
-                    f"{where}: cannot be read ({_first(error)}); the file is damaged, fetch it again."
-                ) from error
+                raise _damaged(where, error) from error
 
     def _rows_at_once(self, name: str, dataset: Any) -> int:
         """Records that share chunks. 3D Shapes has thousands in each: one read alone would unpack them all."""
@@ -135,6 +142,10 @@ class Hdf5Table:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.path = state["path"]
         self._forget()
+
+
+def _damaged(where: str, error: BaseException) -> DataError:
+    return DataError(f"{where}: cannot be read ({_first(error)}); the file is damaged, fetch it again.")
 
 
 def _first(error: BaseException) -> str:
