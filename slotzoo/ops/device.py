@@ -1,5 +1,6 @@
 """What the programs being traced are compiled for."""
 
+import re
 from typing import Any
 
 import jax
@@ -18,11 +19,15 @@ def compiling_for_gpu() -> bool:
 
 
 def oldest_capability() -> float | None:
-    """The compute capability of the GPUs here; None without any, when one compiles for another machine."""
+    """The compute capability of the GPUs here, 0 where they are not NVIDIA's ("gfx942" is one of AMD's); None without
+    any, when one compiles for another machine.
+    """
     if jax.default_backend() != "gpu":
         return None
     found = [getattr(device, "compute_capability", None) for device in jax.local_devices()]
-    return min((float(c) for c in found if c is not None), default=None)
+    return min(
+        (float(c) if re.fullmatch(r"\d+\.\d+", c) else 0.0 for c in found if c is not None), default=None
+    )
 
 
 def mosaic_interpreter() -> Any:

@@ -5,6 +5,7 @@ beside it. Where the CUDA plugin is installed, the program is also compiled for 
 """
 
 import functools
+import types
 
 import jax
 import jax.export
@@ -110,6 +111,12 @@ def test_falls_back_on_a_gpu_before_hopper(monkeypatch):
             ConfigError, match="needs compute capability 9.0 .Hopper. or newer, .* here has 8.0"
         ):
             lowered(gradients(functools.partial(linear_scan, implementation="pallas")), a, u)
+
+
+def test_the_capability_of_a_gpu_that_is_not_nvidias(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # jax calls AMD's so as well
+    monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(compute_capability="gfx942")])
+    assert device.oldest_capability() == 0.0
 
 
 def test_a_cpu_program_has_no_kernel():

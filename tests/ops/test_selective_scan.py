@@ -188,8 +188,10 @@ def test_is_per_device_under_a_mesh():
 def test_falls_back_where_the_kernel_does_not_fit(monkeypatch):
     with h200():
         assert KERNEL not in lowered(gradients(), *described(2, 100, 96, 16))
-        monkeypatch.setattr(device, "oldest_capability", lambda: 8.0)
-        assert KERNEL not in lowered(gradients(), *described(2, 100, 128, 16))
+        # Too old, another maker's, and one with less shared memory than the kernel needs.
+        for capability in (8.0, 0.0, 12.0):
+            monkeypatch.setattr(device, "oldest_capability", lambda c=capability: c)
+            assert KERNEL not in lowered(gradients(), *described(2, 100, 128, 16))
 
 
 def test_a_cpu_program_has_no_kernel():

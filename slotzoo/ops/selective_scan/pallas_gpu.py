@@ -38,6 +38,7 @@ ROWS = 64  # that are summed at once
 STAGES = 3  # chunks on their way to shared memory
 STAGES_BACKWARD = 2  # the states of one chunk lie there too
 HOPPER = 9.0  # the first compute capability with a tensor memory accelerator
+SMALL = 12.0  # from this one on it has 99 KB of shared memory again: the backward pass takes 182 KB
 
 
 def unfit(u: Any, a: Any, b: Any, c: Any) -> str | None:
@@ -53,8 +54,11 @@ def unfit(u: Any, a: Any, b: Any, c: Any) -> str | None:
     if u.shape[1] // b.shape[2] % CHANNELS:
         return f"a group of {u.shape[1] // b.shape[2]} channels is no multiple of {CHANNELS}"
     capability = device.oldest_capability()
-    if capability is not None and capability < HOPPER:
-        return f"it needs compute capability {HOPPER} (Hopper) or newer, and the GPU here has {capability}"
+    if capability is not None and not HOPPER <= capability < SMALL:
+        return (
+            f"it needs the tensor memory accelerator and the shared memory of compute capability {HOPPER} (Hopper) "
+            f"up to below {SMALL}, and the GPU here has {capability}"
+        )
     return None
 
 
