@@ -42,7 +42,9 @@ def sequence_parallel_scan(
         raise ShapeError(
             f"{u.shape[0]} time steps cannot be split evenly over the {devices} devices of the axis {axis!r}."
         )
-    x0 = jnp.zeros(u.shape[1:], state_dtype(u)) if x0 is None else x0
+    # What is passed on from device to device is the state, float32 at least.
+    dtype = state_dtype(u)
+    x0 = jnp.zeros(u.shape[1:], dtype) if x0 is None else x0.astype(dtype)
     reset = jnp.zeros((u.shape[0],), bool) if reset is None else reset
 
     def stretch(a: Array, u: Array, x0: Array, reset: Array) -> Array:
@@ -51,14 +53,14 @@ def sequence_parallel_scan(
             return linear_scan(a, u, x0, **keywords, implementation=implementation)
 
         last = 0 if reverse else -1
-        end = scan(u, None)[last].astype(x0.dtype)
+        end = scan(u.astype(dtype), None)[last]
         # The decay of the stretch is what the scan makes of a state of one when nothing enters. It has the
         # places that the decay and the resets tell apart, one if they tell none.
         places = [1] * (u.ndim - 2)
         if a.ndim > 1 or reset.ndim > 1:
             per_place = jnp.broadcast_shapes(a.shape[1:-1] or tuple(places), reset.shape[1:] or tuple(places))
             places = list(per_place)
-        nothing = jnp.zeros((u.shape[0], *places, u.shape[-1]), x0.dtype)
+        nothing = jnp.zeros((u.shape[0], *places, u.shape[-1]), dtype)
         decay = scan(nothing, _one(nothing[0], planes))[last]
 
         decays, ends = lax.all_gather((decay, end), axis)

@@ -98,6 +98,7 @@ CASES = {
     "varying": {"varying": True},
     "reverse with resets": {"reverse": True, "reset": (8,)},
     "resets per place": {"reset": (8, 3)},
+    "narrow initial state": {"narrow": True},
 }
 
 
@@ -106,6 +107,7 @@ def test_time_split_over_devices(key, case):
     keys = jax.random.split(key, 4)
     a = jax.random.uniform(keys[0], (8, 3, 4) if case.get("varying") else (4,), minval=-0.8, maxval=0.8)
     u, x0 = jax.random.normal(keys[1], (8, 3, 4)), jax.random.normal(keys[2], (3, 4))
+    x0 = x0.astype(jnp.bfloat16) if case.get("narrow") else x0
     reset = jax.random.uniform(keys[3], case["reset"]) < 0.2 if "reset" in case else None
     options = {"planes": "complex", "reverse": case.get("reverse", False)}
 
@@ -118,7 +120,9 @@ def test_time_split_over_devices(key, case):
         split = functools.partial(sequence_parallel_scan, axis="time")
         found = jax.jit(with_gradients(split))(a, u, x0)
     for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-6)
+        # A gradient in bfloat16 may fall on the other side of a border between two of its numbers.
+        rtol = 2e-5 if got.dtype == jnp.float32 else 8e-3
+        np.testing.assert_allclose(got.astype(jnp.float32), want.astype(jnp.float32), rtol=rtol, atol=2e-6)
 
 
 def test_only_carries_travel_between_stretches_of_time(key):
