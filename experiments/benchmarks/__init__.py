@@ -1,1 +1,1 @@
-"""Benchmark suites: modules with `run(config)`, found by `experiments.benchmark` in `SUITES`."""
+"""Benchmark suites: modules with `run(config)`, found by `experiments.benchmark` under their names."""

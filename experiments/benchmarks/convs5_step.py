@@ -13,9 +13,9 @@ which has no calls between frames. Twice is not reached: at this size two cores 
 at 32x32 and 16x16 than one core's convolution: Winograd F(2x2) 0.25, 0.10 and F(4x4) 0.35, 0.18 (the transforms alone
 0.13 and more), patches and one product 0.39, 0.10, nine shifted products 0.43, 0.16, channels first 0.26, 0.06.
 
-The last rows: passes over a whole clip at once, and frame by frame in a loop. A lone layer gains from 512
-frames on, the network with its encoder from about 16, so the choice is made once for the whole of it, in
-`VideoCore.observe`. A call stays parallel: it may be differentiated, and the gradient of the loop takes many
+The last rows: passes over a whole clip at once, and frame by frame in a loop. A lone layer gains little
+or nothing up to 512 frames, the network with its encoder from about 16, so the choice is made once for the whole of
+it, in `VideoCore.observe`. A call stays parallel: it may be differentiated, and the gradient of the loop takes 1.1
 times as long on a CPU (the last two rows).
 """
 

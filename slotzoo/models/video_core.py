@@ -175,8 +175,8 @@ class VideoCore(eqx.Module):
         """The state after `frames`, each with the action that follows it.
 
         "parallel" computes as a call does, "per_frame" in a loop, in which a frame's maps stay in a CPU's cache
-        (of a Transformer only the encoder is in it): "auto" takes it there for long clips. Gradients of kernels
-        are slow in a loop on a CPU: take none of this.
+        (of a Transformer only the encoder is in it): "auto" takes it there for long clips. It is for states that
+        are wanted without a gradient, which keeps more in a loop and is no faster.
         """
         if not len(frames):
             return state
