@@ -60,7 +60,8 @@ def rows_of(module: str, *arguments: str) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
     if done.returncode:
-        raise ConfigError(f"compiling for an H200 failed: {done.stderr.strip().splitlines()[-1]}")
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise ConfigError(f"compiling for an H200 failed: {said[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
