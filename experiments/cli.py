@@ -14,7 +14,7 @@ from slotzoo.errors import ConfigError, NonFiniteError, SlotzooError
 
 
 # 0: done. 1: an unexpected error, with its traceback.
-EXIT_CONFIG = 2  # the configuration is wrong; nothing was started
+EXIT_CONFIG = 2  # the configuration is wrong and nothing was started, or it takes more memory than there is
 EXIT_FAILED = 3  # data, checkpoint, weights: the sentence says what to do
 EXIT_NONFINITE = 4  # the loss became NaN or infinite; the last good checkpoint is kept
 
