@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from slotzoo.data.sources.folders import short
 from slotzoo.errors import DataError
 
 
@@ -51,7 +52,7 @@ class Hdf5Table:
                 self._file = h5py.File(self.path, "r")
             except OSError as error:
                 what = "is not there" if not self.path.exists() else "is cut off or not an HDF5 file"
-                raise DataError(f"{self.path} {what} ({_first(error)}); fetch it again.") from error
+                raise DataError(f"{self.path} {what} ({short(error)}); fetch it again.") from error
         return self._file
 
     def _locked(self) -> threading.Lock:
@@ -145,8 +146,4 @@ class Hdf5Table:
 
 
 def _damaged(where: str, error: BaseException) -> DataError:
-    return DataError(f"{where}: cannot be read ({_first(error)}); the file is damaged, fetch it again.")
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return DataError(f"{where}: cannot be read ({short(error)}); the file is damaged, fetch it again.")

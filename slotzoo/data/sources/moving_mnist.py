@@ -22,6 +22,7 @@ from slotzoo.data.sources.folders import (
     files_fingerprint,
     first_readable,
     provenance_of,
+    short,
 )
 from slotzoo.data.spec import FieldSpec, Provenance, Record, Source, check_record
 from slotzoo.data.synthetic.digits import find_idx
@@ -167,8 +168,9 @@ class MovingMnistFiles:
 
     @staticmethod
     def _unreadable(where: str, error: BaseException) -> DataError:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        return DataError(f"{where}: cannot be read ({first}); fetch the file again or use on_error=skip.")
+        return DataError(
+            f"{where}: cannot be read ({short(error)}); fetch the file again or use on_error=skip."
+        )
 
     @property
     def spec(self) -> dict[str, FieldSpec]:
