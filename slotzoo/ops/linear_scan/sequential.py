@@ -6,7 +6,7 @@ x is one more pass), the planes are written one by one (a concatenation inside a
 the cotangent of a constant decay is summed over rows at each step (a sum as large as the state is slower).
 
 "auto" takes it on a CPU because forward + backward it measures fastest there from 16 to 1024 steps, and under `vmap`
-forward too (`experiments/results/linear_scan_cpu.json`; forward alone and without, the reference is faster). Forward +
+forward too (`experiments/results/linear_scan_cpu.json`; forward alone without it, the reference is faster). Forward +
 backward, 256 rows of 16 complex channels, against `lax.associative_scan` on complex64 under AD: 5.4 times faster at
 300 steps, 3.5 times at 1024, with a thousandth of the temporary memory; the associative form under our VJP is 1.2
 times faster than that.
