@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 
 from slotzoo.data.export_movi import export_movi
 from slotzoo.data.sources.folders import mark
+from slotzoo.data.sources.tfds_shards import refuse_others
 from slotzoo.data.spec import Source, View
 from slotzoo.data.synthetic.movi import MoviScenes
 from slotzoo.data.tfrecord import build_example, write_file
@@ -18,12 +19,10 @@ from slotzoo.errors import DataError
 def export_teco(source: Source, root: str | pathlib.Path, split: str, *, per_folder: int = 100) -> pathlib.Path:
     """Write `<root>/<split>/<number>/<number>.npz` with `video` and `actions`, as TECO publishes DMLab."""
     root = pathlib.Path(root)
-    mark(source, root)
-    for index in range(len(source)):
-        folder = root / split / f"{index // per_folder:04d}"
-        folder.mkdir(parents=True, exist_ok=True)
+    for index, path in enumerate(_clip_paths(source, root, split, per_folder, ".npz")):
+        path.parent.mkdir(parents=True, exist_ok=True)
         record = source[index]
-        np.savez_compressed(folder / f"{index:06d}.npz", video=record["video"], actions=record["actions"])
+        np.savez_compressed(path, video=record["video"], actions=record["actions"])
     return root
 
 
@@ -35,11 +34,9 @@ def export_moving_mnist(
     From a source that holds one file of many clips this is the split of that file.
     """
     root = pathlib.Path(root)
-    mark(source, root)
-    for index in range(len(source)):
-        folder = root / split / f"{index // per_folder:04d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(folder / f"{index:06d}.npz", data=source[index]["video"])
+    for index, path in enumerate(_clip_paths(source, root, split, per_folder, ".npz")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, data=source[index]["video"])
     return root
 
 
@@ -51,9 +48,7 @@ def export_mp4(
     Needs PyAV with libx264 (the extra `video`). Raises `DataError` without.
     """
     root = pathlib.Path(root)
-    mark(source, root)
-    for index in range(len(source)):
-        path = root / split / f"{index // per_folder:04d}" / f"{index:06d}.mp4"
+    for index, path in enumerate(_clip_paths(source, root, split, per_folder, ".mp4")):
         record = source[index]
         write_mp4(path, record["video"], fps=fps)
         np.savez_compressed(path.with_suffix(".npz"), actions=record["actions"])
@@ -66,14 +61,39 @@ def export_clevrer(source: Source, root: str | pathlib.Path, split: str) -> path
     Needs PyAV with libx264 (the extra `video`). Raises `DataError` without.
     """
     root = pathlib.Path(root)
-    mark(source, root)
     word, first = {"train": ("train", 0), "val": ("validation", 10_000), "test": ("test", 15_000)}[split]
-    for index in range(len(source)):
-        number = first + index
+    paths = []
+    for number in range(first, first + len(source)):
         thousand = number // 1000 * 1000
         folder = root / f"video_{word}" / f"video_{thousand:05d}-{thousand + 1000:05d}"
-        write_mp4(folder / f"video_{number:05d}.mp4", source[index]["video"], fps=25)
+        paths.append(folder / f"video_{number:05d}.mp4")
+    _refuse_others(root / f"video_{word}", ".mp4", paths)
+    mark(source, root)
+    for index, path in enumerate(paths):
+        write_mp4(path, source[index]["video"], fps=25)
     return root
+
+
+def _clip_paths(
+    source: Source, root: pathlib.Path, split: str, per_folder: int, suffix: str
+) -> list[pathlib.Path]:
+    """Where each clip goes; marks `root`. **Raises** `DataError` where the split has other clips already."""
+    paths = [
+        root / split / f"{index // per_folder:04d}" / f"{index:06d}{suffix}" for index in range(len(source))
+    ]
+    _refuse_others(root / split, suffix, paths)
+    mark(source, root)
+    return paths
+
+
+def _refuse_others(folder: pathlib.Path, suffix: str, wanted: list[pathlib.Path]) -> None:
+    """Raise `DataError` where a folder has clips that would be read together with those of `wanted`."""
+    others = sorted(set(folder.rglob(f"*{suffix}")) - set(wanted))
+    if others:
+        raise DataError(
+            f"{folder} has {len(others)} other clips ({others[0].relative_to(folder)}), which would be read together "
+            "with these; delete them, or choose another folder."
+        )
 
 
 def write_mp4(path: pathlib.Path, video: UInt8[np.ndarray, "time height width 3"], *, fps: int) -> None:
@@ -111,11 +131,15 @@ def export_published(source: Source, root: str | pathlib.Path, split: str) -> pa
 
 
 def export_encoded(source: Source, root: str | pathlib.Path, split: str, *, shards: int = 1) -> pathlib.Path:
-    """Write `<root>/1.0.0` as TFDS lays out TECO's encoded sets: features.json, dataset_info.json, TFRecord
-    shards."""
+    """Write `<root>/1.0.0` as TFDS lays out TECO's encoded sets: features.json, dataset_info.json, TFRecord shards.
+
+    **Raises** `DataError` where the folder has shards of the split that this export would leave beside its own.
+    """
     root = pathlib.Path(root)
-    mark(source, root)
     folder = root / "1.0.0"
+    paths = [folder / f"{root.name}-{split}.tfrecord-{shard:05d}-of-{shards:05d}" for shard in range(shards)]
+    refuse_others(folder, split, paths)
+    mark(source, root)
     mark(source, folder)  # which may be named as the root as well
     shapes = {
         "video": {"shape": {"dimensions": ["-1", *(str(n) for n in source.spec["tokens"].shape[1:])]}},
@@ -134,11 +158,10 @@ def export_encoded(source: Source, root: str | pathlib.Path, split: str, *, shar
     }
     (folder / "features.json").write_text(json.dumps(features, indent=1))
     lengths = []
-    for shard in range(shards):
+    for shard, path in enumerate(paths):
         indices = range(shard * len(source) // shards, (shard + 1) * len(source) // shards)
         records = (source[index] for index in indices)
         examples = (build_example({"video": r["tokens"], "actions": r["actions"]}) for r in records)
-        path = folder / f"{root.name}-{split}.tfrecord-{shard:05d}-of-{shards:05d}"
         lengths.append(write_file(path, examples))
     info = folder / "dataset_info.json"
     splits = json.loads(info.read_text())["splits"] if info.exists() else []

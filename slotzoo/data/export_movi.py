@@ -8,6 +8,7 @@ import numpy as np
 
 from slotzoo.data.movi_layout import CATEGORIES, COLORS, KUBASIC, MATERIALS, SHAPES, SIZES
 from slotzoo.data.sources.folders import mark
+from slotzoo.data.sources.tfds_shards import refuse_others
 from slotzoo.data.synthetic.movi import MoviScenes
 from slotzoo.data.tfds_features import Declared, Kind, encode, write_features
 from slotzoo.data.tfrecord import build_example, write_file
@@ -61,26 +62,33 @@ def declare(clip: dict[str, np.ndarray], name: str) -> dict[str, Declared]:
 def export_movi(
     source: MoviScenes, root: str | pathlib.Path, split: str, *, per_shard: int = 100
 ) -> pathlib.Path:
-    """Write a split: `train` as MOVi's `train`, `test` as the `validation` that results are measured on."""
+    """Write a split: `train` as MOVi's `train`, `test` as the `validation` that results are measured on.
+
+    **Raises** `DataError` where the folder has shards of the split that this export would leave beside its own.
+    """
     splits = {"train": "train", "test": "validation"}
     if split not in splits:
         raise DataError(
             f"{source.name} is written as train and validation; give splits=[train,test], not {split}."
         )
     root = pathlib.Path(root)
-    mark(source, root)
     folder = root / source.name / f"{source.size}x{source.size}" / "1.0.0"
+    shards = -(-len(source) // per_shard)
+    paths = [
+        folder / f"{source.name}-{splits[split]}.tfrecord-{shard:05d}-of-{shards:05d}"
+        for shard in range(shards)
+    ]
+    refuse_others(folder, splits[split], paths)
+    mark(source, root)
     mark(source, folder)  # which may be named as the root as well
     declared = declare(source.clip(0), source.name)
     write_features(folder / "features.json", declared)
     for feature, names in _classes(source.name).items():
         if feature in declared:
             (folder / f"{feature.replace('/', '-')}.labels.txt").write_text("\n".join(names) + "\n")
-    shards = -(-len(source) // per_shard)
     lengths = []
-    for shard in range(shards):
+    for shard, path in enumerate(paths):
         indices = range(shard * len(source) // shards, (shard + 1) * len(source) // shards)
-        path = folder / f"{source.name}-{splits[split]}.tfrecord-{shard:05d}-of-{shards:05d}"
         lengths.append(write_file(path, _examples(source, declared, indices)))
     info = folder / "dataset_info.json"
     others = json.loads(info.read_text())["splits"] if info.exists() else []

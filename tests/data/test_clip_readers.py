@@ -87,6 +87,19 @@ def test_shards_that_were_not_fetched_are_missed(movi, caplog):
     assert "has 1 shards of split 'train', dataset_info.json says 2" in caplog.text
 
 
+def test_shards_of_two_exports_are_never_mixed(movi, caplog):
+    root, folder = movi
+    more = MoviScenes("movi_a", "train", length=3, size=16, clips=5, max_objects=4)
+    with pytest.raises(DataError, match="2 shards of split 'train' of another export .*00000-of-00002"):
+        export_movi(more, root, "train", per_shard=2)
+    shutil.copy(first_shard(folder), folder / "movi_a-train.tfrecord-00000-of-00003")
+    assert len(MoviFiles("movi_a", root, "train")) == 4
+    assert "dataset_info.json says 2 shards, so only these are read" in caplog.text
+    (folder / "dataset_info.json").unlink()
+    with pytest.raises(DataError, match="movi_a-train of 2 shards and movi_a-train of 3 shards.*told apart"):
+        MoviFiles("movi_a", root, "train")
+
+
 def test_a_wrong_checksum_is_found(movi):
     root, folder = movi
     shard = first_shard(folder)

@@ -69,6 +69,18 @@ def test_an_export_of_a_double_is_not_taken_for_the_published_set(teco_root, tmp
     assert open_source("dmlab", "train", root=tmp_path).provenance == "real"
 
 
+def test_an_export_beside_the_clips_of_another_one_is_refused(teco_root, encoded_root, tmp_path):
+    shutil.copytree(teco_root, tmp_path / "dmlab")
+    fewer = MazeSource("train", **{**OPTIONS, "clips": 1})
+    with pytest.raises(DataError, match=r"train has \d other clips \(0000/000001.npz\).*choose another folder"):
+        export_teco(fewer, tmp_path / "dmlab", "train", per_folder=2)
+    assert same(open_source("dmlab", "train", root=tmp_path / "dmlab"), MazeSource("train", **OPTIONS))
+    export_teco(MazeSource("train", **OPTIONS), tmp_path / "dmlab", "train", per_folder=2)  # the same again
+    shutil.copytree(encoded_root, tmp_path / "dmlab_encoded")
+    with pytest.raises(DataError, match="2 shards of split 'train' of another export"):
+        export_encoded(MazeTokenSource("train", **OPTIONS), tmp_path / "dmlab_encoded", "train")
+
+
 def test_encoded_sets_without_descriptions_and_of_old_tfds_are_read(encoded_root, tmp_path):
     reference = MazeTokenSource("train", **OPTIONS)
     folder = tmp_path / "1.0.0"

@@ -7,7 +7,8 @@ import json
 import logging
 import pathlib
 import re
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 from slotzoo.data.sources.folders import contents
 from slotzoo.data.tfrecord import Place, index_file, read_at
@@ -15,6 +16,35 @@ from slotzoo.errors import DataError
 
 
 log = logging.getLogger(__name__)
+
+
+class _Shard(NamedTuple):
+    """A file, and what its name says: one of `count` shards of the data set `name`."""
+
+    path: pathlib.Path
+    name: str
+    count: int | None
+
+
+def _shards(folder: pathlib.Path, split: str) -> list[_Shard]:
+    """All files of a split in a folder, in the order of their names; they may belong to several exports."""
+    found = []
+    for path in sorted(folder.glob(f"*-{split}.tfrecord*")):
+        name, _, rest = path.name.rpartition(f"-{split}.tfrecord")
+        numbers = re.fullmatch(r"-\d+-of-(\d+)", rest)
+        found.append(_Shard(path, name, int(numbers[1]) if numbers else None))
+    return found
+
+
+def refuse_others(folder: pathlib.Path, split: str, wanted: Iterable[pathlib.Path]) -> None:
+    """Raise `DataError` where a folder has shards of a split that writing `wanted` would leave beside them."""
+    written = set(wanted)
+    others = [shard.path for shard in _shards(folder, split) if shard.path not in written]
+    if others:
+        raise DataError(
+            f"{folder} has {len(others)} shards of split {split!r} of another export ({others[0].name}); delete them, "
+            "or choose another folder."
+        )
 
 
 def version_folder(root: pathlib.Path, split: str, expected: str) -> pathlib.Path:
@@ -39,6 +69,23 @@ def _declared_lengths(folder: pathlib.Path, split: str) -> list[int] | None:
         return None
 
 
+def _one_set(folder: pathlib.Path, split: str, declared: int | None) -> list[_Shard]:
+    """The shards of one export: of those that are as many as declared, where there are several."""
+    shards = _shards(folder, split)
+    sets = sorted({(shard.name, shard.count) for shard in shards}, key=str)
+    if len(sets) <= 1:
+        return shards
+    right = [one for one in sets if declared is not None and one[1] == declared]
+    named = " and ".join(f"{name}-{split} of {count or 'no'} shards" for name, count in sets)
+    if len(right) != 1:
+        raise DataError(
+            f"{folder} has the shards of several exports of split {split!r} ({named}); they cannot be told apart: move "
+            "those that do not belong to this data set."
+        )
+    log.warning("%s has %s; dataset_info.json says %d shards, so only these are read", folder, named, declared)
+    return [shard for shard in shards if (shard.name, shard.count) == right[0]]
+
+
 class Shards:
     """Records in the order of the shards, read through the offsets of their headers, checksums verified.
 
@@ -47,9 +94,10 @@ class Shards:
 
     def __init__(self, folder: pathlib.Path, split: str):
         self.folder, self.split = folder, split
-        self.files = sorted(folder.glob(f"*-{split}.tfrecord*"))
-        self._places = [index_file(path) for path in self.files]
         lengths = _declared_lengths(folder, split)
+        shards = _one_set(folder, split, None if lengths is None else len(lengths))
+        self.files = [shard.path for shard in shards]
+        self._places = [index_file(path) for path in self.files]
         if lengths is not None and len(lengths) != len(self.files):
             log.warning(
                 "%s has %d shards of split %r, dataset_info.json says %d; those that are there are read",
