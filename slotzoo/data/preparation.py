@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -89,14 +90,11 @@ class _Reading:
         starts = range(0, frames, self.chunk)
         return _Clip(frames, [encode(slice_time(record, spec, i, i + self.chunk)) for i in starts])
 
-    def leaves_out(self, indices: list[int]) -> bool:
-        """Whether clips that an earlier run left out may stay so; they count as if this one had."""
-        if self.on_error == "raise":
-            return not indices
-        self.skipped |= {index: f"clip {index}, by an earlier run" for index in indices}
+    def count(self, skipped: dict[int, str]) -> None:
+        """Add to the clips that are left out. **Raises** `DataError` where these are more than `max_skips`."""
+        self.skipped |= skipped
         if len(self.skipped) > self.max_skips:
             raise too_many(self.skipped, self.max_skips)
-        return True
 
     def over(self, indices: range, skipped: list[int]) -> Iterator[_Clip]:
         waiting: deque[tuple[int, Future[_Clip]]] = deque()
@@ -114,9 +112,7 @@ class _Reading:
                     check_skippable(error)
                     if self.on_error == "raise":
                         raise
-                    self.skipped[index] = str(error)
-                    if len(self.skipped) > self.max_skips:
-                        raise too_many(self.skipped, self.max_skips) from error
+                    self.count({index: str(error)})
                     log.warning("skipped clip %d: %s", index, error)
                     skipped.append(index)
         finally:
@@ -234,9 +230,17 @@ def prepare(
         }
         with _disk(folder):
             write_text(folder / MANIFEST, json.dumps(manifest, indent=1), durable=True)
-            for shard in shards:
-                (folder / f"{shard['file']}.json").unlink(missing_ok=True)
+            _remove_others(folder, {shard["file"] for shard in shards})
     return ArrayRecordSource(folder)
+
+
+def _remove_others(folder: pathlib.Path, files: set[str]) -> None:
+    """Remove notes of shards, and shards of a preparation that was never completed, which are named."""
+    for path in sorted(folder.iterdir()):
+        if path.name not in files and re.fullmatch(r"\d{5}-of-\d{5}\.array_record(\.json)?", path.name):
+            if path.suffix != ".json":
+                log.warning("removed %s, which a preparation left behind that was never completed", path)
+            path.unlink()
 
 
 def _reuse(source: Source, folder: pathlib.Path) -> ArrayRecordSource:
@@ -264,9 +268,11 @@ def _write_all(
         indices = range(number * per_shard, min(total, (number + 1) * per_shard))
         identity = [source.fingerprint, reading.chunk, indices.start, indices.stop]
         shard = _finished(path, note, identity)
-        if shard is not None and not reading.leaves_out(shard["skipped"]):
-            shard = None
-        if shard is None:
+        if shard is not None and shard["skipped"] and reading.on_error == "raise":
+            shard = None  # what an earlier run left out is read again
+        if shard is not None:
+            reading.count({index: f"clip {index}, by an earlier run" for index in shard["skipped"]})
+        else:
             lost: list[int] = []
             clips = _counted(reading.over(indices, lost), indices.start, total, progress)
             shard = {**_write_shard(path, clips), "skipped": lost}

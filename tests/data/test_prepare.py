@@ -123,6 +123,18 @@ def test_an_interrupted_preparation_goes_on_after_the_last_complete_shard(tmp_pa
     assert Counts.read == [0] * 0 or set(Counts.read) == {0}
 
 
+def test_shards_of_an_abandoned_preparation_are_removed(tmp_path, caplog):
+    with pytest.raises(DataError, match="clip 5: corrupted"):
+        prepared(tmp_path, Numbered(6, bad=[5]))
+    assert (tmp_path / "00000-of-00003.array_record").exists()
+    (tmp_path / "my-00000-of-00003.array_record").write_text("a user's")
+    found = prepared(tmp_path, Numbered(4))
+    assert [int(found[i]["label"]) for i in range(len(found))] == [0, 1, 2, 3]
+    left = {path.name for path in tmp_path.iterdir()}
+    assert {name for name in left if "-of-00003" in name} == {"my-00000-of-00003.array_record"}
+    assert "removed" in caplog.text and "00001-of-00003.array_record" in caplog.text
+
+
 @pytest.mark.slow
 def test_a_killed_preparation_is_completed_by_the_next(tmp_path):
     code = f"""
