@@ -13,7 +13,7 @@ from experiments import build, validate
 from experiments.compose import experiment
 from experiments.encode import digest, encode_once
 from experiments.folder import RunFolder, meet
-from experiments.schema import RunSettings
+from experiments.schema import DataSettings, RunSettings
 from slotzoo.data import Source, open_source
 from slotzoo.errors import ConfigError
 from slotzoo.models import model_config
@@ -59,7 +59,7 @@ def prepare(run: RunSettings, folder: RunFolder, train: Callable[[RunSettings], 
     own, named = folder.path / TOKENIZER, _named(run)
     found, started = own.is_file(), folder.has_checkpoint()
     meet("the tokenizer is looked for")  # before process 0 writes it
-    if found and (started or named is None):
+    if found and (started or (named is None and other_clips(run.data, folder) is None)):
         stage = Stage(*_load(own))
         if named is not None and named.is_file() and digest(_load(named)[0]) != digest(stage.tokenizer):
             raise ConfigError(
@@ -134,7 +134,15 @@ def _trained(run: RunSettings, train: Callable[[RunSettings], bool]) -> Path | N
             "tokenizer), tokenizer.run (a finished run) or tokenizer.weights (a file)."
         )
     settings = _settings(run)
-    path = RunFolder.of(settings).path / WEIGHTS
+    folder = RunFolder.of(settings)
+    path = folder.path / WEIGHTS
+    if path.is_file() or folder.has_checkpoint():
+        if other := other_clips(run.data, folder):
+            raise ConfigError(
+                f"The tokenizer {folder.path} is of {other[0]}, this run of {other[1]}: train one on the same clips "
+                f"(+exp={run.tokenizer.exp} with this run's data, seed and a name= of its own) and give its folder as "
+                f"tokenizer.run=FOLDER; tokenizer.run={folder.path} takes that one all the same."
+            )
     if path.is_file():
         return path
     if "encoded" in run.data.name:
@@ -159,6 +167,24 @@ def _settings(run: RunSettings) -> RunSettings:
         for key, value in dataclasses.asdict(getattr(run, group)).items():
             config[group][key] = value
     return validate.settings(config, RunSettings)
+
+
+def other_clips(data: DataSettings, folder: RunFolder) -> tuple[str, str] | None:
+    """What the run in `folder` was trained on and what `data` is, in words; None where both are the same set.
+
+    The clips of a set may be stored in several ways: its name and its provenance are compared, no more.
+    """
+    before = folder.read_card().get("data")
+    if before is None:  # not begun yet
+        return None
+    was = _words(before["name"], before["provenance"])
+    now = _words(data.name, build.source(data, "train").provenance)
+    return None if was == now else (was, now)
+
+
+def _words(name: str, provenance: str) -> str:
+    name = name.removesuffix("_encoded")
+    return f"the embedded double of {name}" if provenance == "embedded double" else f"the {provenance} {name}"
 
 
 def load_tokenizer(path: str | Path) -> VQGAN:

@@ -6,27 +6,36 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from experiments import cli
+from experiments.schema import DataSettings
 
 
-def _own_tokenizer(data: str, runs: Path) -> str:
-    """The folder of the finished run of the data set's own VQ-GAN, at the published scale if there is one."""
+def _own_tokenizer(data: DataSettings, runs: Path) -> str:
+    """The folder of the finished run of the data set's own VQ-GAN, at the published scale if there is one.
+
+    Not one that was trained on the double where the real set is to be encoded, nor the other way round.
+    """
     from experiments.compose import experiments
-    from experiments.first_stage import WEIGHTS
+    from experiments.first_stage import WEIGHTS, other_clips
+    from experiments.folder import RunFolder
     from slotzoo.errors import ConfigError
 
-    name = f"vqgan_{data}"
+    name = f"vqgan_{data.name}"
     if name not in experiments():
         raise ConfigError(
-            f"encode=vqgan: no experiment trains a VQ-GAN on data={data}; give tokenizer=FOLDER or tokenizer=FILE."
+            f"encode=vqgan: no experiment trains a VQ-GAN on data={data.name}; give tokenizer=FOLDER or tokenizer=FILE."
         )
+    other = None
     for folder in (runs / name, runs / f"{name}_tiny"):
-        found = sorted(folder.glob(f"seed*/{WEIGHTS}"))
-        if found:
-            print(f"Tokenizer: {found[0].parent}")
-            return str(found[0].parent)
+        for path in sorted(folder.glob(f"seed*/{WEIGHTS}")):
+            differ = other_clips(data, RunFolder(path.parent))
+            if differ is None:
+                print(f"Tokenizer: {path.parent}")
+                return str(path.parent)
+            other = other or f"{path.parent} is of {differ[0]}, this is {differ[1]}"
+    there = f"there is no finished run {runs / name} or {runs / name}_tiny"
     raise ConfigError(
-        f"encode=vqgan: there is no finished run {runs / name} or {runs / name}_tiny; train one first (python -m "
-        f"experiments.train +exp={name}), or give tokenizer=FOLDER or tokenizer=FILE."
+        f"encode=vqgan: {other or there}; train one on these clips first (python -m experiments.train +exp={name} with "
+        "this data), or give tokenizer=FOLDER or tokenizer=FILE."
     )
 
 
@@ -41,7 +50,7 @@ def prepare(config: DictConfig) -> int:
     asked = validate.settings(config, PrepareSettings)
     out = Path(asked.out).expanduser()
     if asked.encode is not None and asked.tokenizer is None:
-        asked.tokenizer = _own_tokenizer(asked.data.name, Path(asked.runs_dir).expanduser())
+        asked.tokenizer = _own_tokenizer(asked.data, Path(asked.runs_dir).expanduser())
     if asked.tokenizer is not None and asked.format != "array_record":
         raise ConfigError(
             f"format={asked.format} writes frames; leave tokenizer and encode out, or take format=array_record."
