@@ -100,7 +100,9 @@ def measured(folder: Any) -> Measured:
         assert all(isinstance(table["rows"], list) and table["rows"] for table in tables)
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         raise DataError(f"{path}: is not the table of an evaluation; evaluate the run again.") from error
-    data = card.get("data", {})
+    note = _note(path.parent)
+    # What experiments.evaluate measured may be another set than the run was trained on.
+    provenance = note.get("provenance", card.get("data", {}).get("provenance"))
     cost = {"parameters": _parameters(folder.path / "weights.safetensors"), "step": step}
     cost |= _speed(folder.path / "metrics.jsonl", step)
     for table in tables:
@@ -108,25 +110,29 @@ def measured(folder: Any) -> Measured:
             cost[f"ms per frame ({table['rollout']})"] = table["ms_per_frame"]
     # As experiments.evaluate names its folders, step_<n>_<split>; training measures on the test split.
     split = (*path.parent.name.split("_"), "test")[2]
-    origin = (run.data.name, split, data.get("provenance"), run.data.size, run.data.seed)
-    double = data.get("provenance") == "embedded double"
-    protocol = _protocol(run, path.parent, double and {"train": run.data.clips}.get(split, run.data.test_clips))
+    origin = (run.data.name, split, provenance, run.data.size, run.data.seed)
+    double = provenance == "embedded double"
+    there = {"train": run.data.clips}.get(split, run.data.test_clips) if double else 0
+    protocol = _protocol(run, note.get("eval") or dataclasses.asdict(run.eval), there)
     return Measured(run.name, run.model["name"], tables, step, double, origin, protocol, cost)
 
 
-def _protocol(run: Any, evaluation: Path, there: int) -> dict[str, Any]:
-    """On how many of which clips, by how many samples; a double has no more than `there` clips, 0 for any number.
-
-    `experiments.evaluate` writes it down; what training measured follows from the run's settings.
-    """
+def _note(evaluation: Path) -> dict[str, Any]:
+    """What `experiments.evaluate` wrote down of how it measured; empty where training did."""
     from slotzoo.errors import DataError
 
     note = evaluation / "numbers.json"
     try:
-        found = json.loads(note.read_text()).get("eval") if note.is_file() else None
-    except (ValueError, AttributeError) as error:
+        return {**json.loads(note.read_text())} if note.is_file() else {}
+    except (ValueError, TypeError) as error:
         raise DataError(f"{note}: cannot be read ({error}); evaluate the run again.") from error
-    found = found or dataclasses.asdict(run.eval)
+
+
+def _protocol(run: Any, found: Mapping[str, Any], there: int) -> dict[str, Any]:
+    """On how many of which clips, by how many samples; a double has no more than `there` clips, 0 for any number.
+
+    `found` are the settings of the evaluation.
+    """
     protocol = {"clips": min(found["clips"], there or found["clips"])}
     protocol |= {name: found[name] for name in ("samples", "temperature")}
     # What rollouts were given, and how many frames they made, stands in the title of their table.
@@ -166,17 +172,17 @@ def named(runs: Sequence[Measured], folders: Sequence[Any]) -> list[Measured]:
 
 def joined(runs: Sequence[Measured]) -> list[dict[str, Any]]:
     """One table per title that any run has: a row per run, trivial predictions, and what was published."""
-    titles = list(dict.fromkeys(_kind(table) for run in runs for table in run.tables))
+    titles = list(dict.fromkeys(kind(table) for run in runs for table in run.tables))
     return [_joined(title, runs) for title in titles] + _published_elsewhere(runs)
 
 
-def _kind(table: Mapping[str, Any]) -> str:
+def kind(table: Mapping[str, Any]) -> str:
     """The title of a table without the number of clips, which is part of the protocol."""
     return re.sub(r"\b\d+ (?=held-out)", "", table["title"])
 
 
 def _joined(title: str, runs: Sequence[Measured]) -> dict[str, Any]:
-    mine = {run.name: table for run in runs for table in run.tables if _kind(table) == title}
+    mine = {run.name: table for run in runs for table in run.tables if kind(table) == title}
     first = next(iter(mine.values()))
     columns = list(dict.fromkeys(column for table in mine.values() for column in table.get("columns", ())))
     rows = [{**row, "name": own} for name, table in mine.items() for row, own in _own(name, table["rows"])]

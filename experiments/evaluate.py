@@ -98,18 +98,24 @@ def evaluate_run(asked, folder):
 
 
 def over_seeds(measured):
-    """The tables of several runs as one: of every number its mean and, beside it, the standard error of that mean."""
+    """The tables of several runs as one: of every number its mean and, beside it, the standard error of that mean.
+
+    Tables and rows are matched by what they are called. A number that not every run has is left out.
+    """
     import statistics
 
+    from experiments.compare import kind
+
     joined = []
-    for number, first in enumerate(tables_of(measured[0])):
-        same = [each for run in measured for each in tables_of(run)[number : number + 1]]
+    runs = [numbered(tables_of(run), kind) for run in measured]
+    for which, first in runs[0].items():
+        same = [numbered(run[which]["rows"], lambda row: row.get("name", "")) for run in runs if which in run]
         columns = [column for column in first["columns"] if column != "name"]
         rows = []
-        for place, row in enumerate(first["rows"]):
-            found = {"name": row.get("name", "")}
+        for name in same[0]:
+            found = {"name": name[0]}
             for column in columns:
-                values = [t["rows"][place].get(column) for t in same if place < len(t["rows"])]
+                values = [each[name].get(column) for each in same if name in each]
                 values = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
                 if len(values) == len(measured):
                     found[column] = statistics.fmean(values)
@@ -122,6 +128,15 @@ def over_seeds(measured):
             {"title": title, "columns": both, "better": first.get("better", {}), "rows": rows, "notes": notes}
         )
     return joined
+
+
+def numbered(entries, name):
+    """Entries by (name, how many of that name stand before)."""
+    found = {}
+    for entry in entries:
+        own = name(entry)
+        found[own, sum(other == own for other, _ in found)] = entry
+    return found
 
 
 def tables_of(content):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from experiments import compare, validate
 from experiments.compose import experiment
+from experiments.evaluate import over_seeds
 from experiments.folder import RunFolder
 from experiments.schema import CompareSettings, RunSettings
 from slotzoo.errors import ConfigError, DataError
@@ -47,11 +48,11 @@ def run_folder(path, exp, psnr, *overrides, seed=0, provenance="embedded double"
     return str(folder.path)
 
 
-def evaluated(run, **protocol):
+def evaluated(run, provenance="embedded double", **protocol):
     """What experiments.evaluate writes beside the newest table."""
     folder = RunFolder(Path(run))
     settings = dataclasses.asdict(folder.read_settings().eval) | protocol
-    (folder.evaluation(7) / "numbers.json").write_text(json.dumps({"eval": settings}))
+    (folder.evaluation(7) / "numbers.json").write_text(json.dumps({"provenance": provenance, "eval": settings}))
 
 
 def ask(runs, out):
@@ -103,6 +104,45 @@ def test_names_and_data_are_kept_apart(tmp_path):
     first = json.loads((tmp_path / "out" / "table.json").read_text())["tables"][0]
     assert [row["name"] for row in first["rows"]][:2] == [a, c] and first["rows"][1]["PSNR"] == 14.0
     assert any("different data" in note for note in first["notes"])
+
+
+def test_the_data_of_a_run_are_those_that_it_was_measured_on(tmp_path):
+    """Not those it was trained on: a run of the double, measured on the real set, beside one of the real set."""
+    a = run_folder(tmp_path, "convs5_mnist300", 12.5)
+    b = run_folder(tmp_path, "convs5_mnist600", 13.0, provenance="real")
+    for measured_on, alike in (("real", True), ("embedded double", False)):
+        evaluated(a, provenance=measured_on)
+        compare.compare(ask([a, b], tmp_path / "out"))
+        first = json.loads((tmp_path / "out" / "table.json").read_text())["tables"][0]
+        assert any("different data" in note for note in first["notes"]) != alike
+        assert any("embedded double" in note for note in first["notes"]) != alike
+
+
+def test_numbers_of_seeds_are_matched_by_name():
+    """A seed whose tables or rows stand in another order, or lack some, gives its numbers to the rows of their name."""
+    one = {"title": "Segments of 8 held-out images", "columns": ["ARI", "FG-ARI"]}
+    two = {"title": "Loss", "columns": ["value"]}
+    rows = lambda **found: [{"name": name, **numbers} for name, numbers in found.items()]
+    first = [
+        one | {"rows": rows(model={"ARI": 1.0, "FG-ARI": 2.0}, stripes={"ARI": 5.0}, best={"ARI": 9.0})},
+        two | {"rows": rows(mse={"value": 10.0}, psnr={"value": 20.0})},
+    ]
+    second = [
+        two | {"rows": rows(psnr={"value": 22.0}, kl={"value": 1.0}, mse={"value": 12.0})},
+        one
+        | {"title": "Segments of 9 held-out images"}
+        | {"rows": rows(stripes={"ARI": 7.0}, model={"ARI": 3.0, "FG-ARI": None})},
+    ]
+    segments, loss = over_seeds([{"tables": first}, {"tables": second}])
+    assert segments["rows"] == [
+        {"name": "model", "ARI": 2.0, "ARI s.e.": 1.0},
+        {"name": "stripes", "ARI": 6.0, "ARI s.e.": 1.0},
+        {"name": "best"},
+    ]
+    assert [(row["name"], row["value"], row["value s.e."]) for row in loss["rows"]] == [
+        ("mse", 11.0, 1.0),
+        ("psnr", 21.0, 1.0),
+    ]
 
 
 def test_runs_that_were_not_measured_alike_are_marked(tmp_path, capsys):
