@@ -30,6 +30,7 @@ from slotzoo.data.synthetic.tables import TableScenes
 _DOUBLE = ("clips", "seed", "size")
 _TABLE = (*_DOUBLE, "max_objects", "min_objects")
 _CLEVR = (*_TABLE, "crop")
+_DRAWN = ("max_objects", "min_objects", "crop", "attributes", "variant")  # what a picture shows
 
 
 def _double(
@@ -42,7 +43,10 @@ def _double(
     **options: Any,
 ) -> Source:
     given = {option: value for option, value in options.items() if value is not None}  # None: the default
-    return SyntheticImages(name, scenes(**given), split, clips=clips, seed=seed)
+    drawn = scenes(**given)
+    source = SyntheticImages(name, drawn, split, clips=clips, seed=seed)
+    source.options |= {option: getattr(drawn, option) for option in _DRAWN if hasattr(drawn, option)}
+    return source
 
 
 def _clevrtex(*, variant: str = "full", **options: Any) -> ClevrScenes:

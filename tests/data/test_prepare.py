@@ -387,3 +387,38 @@ def test_a_cache_that_cannot_be_written_is_said_and_not_needed(tmp_path, caplog)
     with caplog.at_level(logging.WARNING):
         found = open_source("dmlab", "train", cache=tmp_path / "file", **MAZES)
     assert "the cache is not used" in caplog.text and same(found, MazeSource("train", **MAZES))
+
+
+@pytest.mark.parametrize(
+    "name, options, other",
+    [
+        ("moving_mnist", {"size": 16, "length": 2}, {"digits": 3}),
+        ("moving_mnist", {"size": 16, "length": 2}, {"size": 24}),
+        ("movi_a", {"size": 12, "length": 2, "max_objects": 4}, {"min_objects": 2}),
+        ("blinking_color_balls", {"size": 16, "length": 3}, {"rule": "most_frequent"}),
+        ("cater", {"size": 16, "length": 3}, {"periods": 2}),
+        ("dmlab", {"size": 16, "length": 2}, {"depth": True}),
+        ("clevrtex", {"size": 16, "max_objects": 4}, {"variant": "camo"}),
+        ("clevr_with_masks", {"size": 16, "max_objects": 4}, {"min_objects": 1}),
+    ],
+)
+def test_other_options_than_those_of_a_prepared_double_are_noticed(tmp_path, name, options, other):
+    prepare(open_source(name, "train", clips=1, **options), tmp_path / "train")
+    asked = {"clips": 7, "seed": 1, **options}  # which clips, a copy knows by itself
+    assert len(open_source(name, "train", root=tmp_path, **asked)) == 1
+    ((option, value),) = other.items()
+    with pytest.raises(DataError, match=f"was prepared with {option}=.*, not {value}; prepare it again"):
+        open_source(name, "train", root=tmp_path, **{**asked, **other})
+
+
+def test_null_asks_for_nothing_in_particular(tmp_path):
+    from slotzoo.data.export_movi import export_movi
+    from slotzoo.data.synthetic.movi import MoviScenes
+
+    export_movi(MoviScenes("movi_a", "train", length=2, size=12, clips=1), tmp_path / "files", "train")
+    prepare(open_source("movi_a", "train", root=tmp_path / "files"), tmp_path / "movi" / "train")
+    assert len(open_source("movi_a", "train", root=tmp_path / "movi", config=None)) == 1
+    with pytest.raises(DataError, match="was prepared with config=12x12, not 64x64"):
+        open_source("movi_a", "train", root=tmp_path / "movi", config="64x64")
+    prepare(open_source("moving_mnist", "train", size=16, length=2, clips=1), tmp_path / "mnist" / "train")
+    assert len(open_source("moving_mnist", "train", root=tmp_path / "mnist", size=16, digit_size=None)) == 1

@@ -23,6 +23,7 @@ from slotzoo.errors import DataError
 MANIFEST = "manifest.json"
 FORMAT = "slotzoo-array-record"
 VERSION = 2
+_ANY = ("config", "digit_size")  # options of which null asks for nothing in particular
 # Random access: no read-ahead. The defaults of ArrayRecord would read 16 MB around every record.
 _READER = "readahead_buffer_size:0,max_parallelism:0"
 
@@ -134,6 +135,8 @@ class ArrayRecordSource:
     def check_options(self, asked: dict[str, Any]) -> None:
         """Raise `DataError` where an option differs from the one that the folder was prepared with."""
         for name, value in asked.items():
+            if value is None and name in _ANY:
+                continue
             if name in self.options and self.options[name] != value:
                 raise DataError(
                     f"{self.folder} was prepared with {name}={self.options[name]}, not {value}; prepare it again "

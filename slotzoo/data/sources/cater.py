@@ -43,6 +43,7 @@ class CaterSource:
         self._root = _variant(checked_root(root, "CATER"))
         self.split: Split = split
         self.length, self.size = length, size
+        self.options = {"length": length, "size": size}
         self._list = self._root / "lists" / "localize" / _LISTS[split]
         self._files, self._labels = self._read_list()
         self.provenance: Provenance = provenance_of(self._root)

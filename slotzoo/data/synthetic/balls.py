@@ -140,6 +140,7 @@ class _Balls:
             raise ConfigError(f"Balls have no split {split!r}; they have {', '.join(_SPLITS)}.")
         self.split = split
         self._numbers = numbers
+        self.options: dict[str, object] = {name: numbers[name] for name in ("size", "balls")}
 
     def __repr__(self) -> str:
         return (
@@ -199,6 +200,7 @@ class BlinkingColorBalls(_Balls):
                 f"take fewer or smaller ones ({int(_ROOM // (radius * radius))} of this radius at most)."
             )
         self.rule: Rule = rule  # type: ignore[assignment]
+        self.options |= {"length": length, "radius": radius, "rule": rule}
         self.length, self.size, self.balls, self.radius = length, size, balls, float(radius)
 
     def _said(self) -> dict[str, object]:

@@ -213,6 +213,7 @@ class CaterDouble:
         self.split: Split = split
         self.length, self.size, self.clips, self.seed = length, size, clips, seed
         self.max_objects, self.periods = max_objects, periods
+        self.options = {"length": length, "size": size, "max_objects": max_objects, "periods": periods}
 
     def __repr__(self) -> str:
         return (

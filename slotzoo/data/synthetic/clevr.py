@@ -97,6 +97,11 @@ class ClevrScenes:
     crop: str = "center"
     textured: str | None = None
 
+    @property
+    def variant(self) -> str | None:
+        """What the data set calls `textured`."""
+        return self.textured
+
     def __post_init__(self):
         if self.crop not in _VIEWS:
             raise ConfigError(f"CLEVR scenes have no crop={self.crop}; they take {', '.join(_VIEWS)}.")

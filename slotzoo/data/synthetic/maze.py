@@ -51,6 +51,7 @@ class MazeSource:
         self.length, self.size, self.clips, self.seed = length, size, clips, seed
         self.depth = depth
         self.layout: Layout = layout
+        self.options = {"size": size, "depth": depth, "layout": layout}
 
     def __repr__(self) -> str:
         options = f"length={self.length}, size={self.size}, clips={self.clips}, seed={self.seed}"

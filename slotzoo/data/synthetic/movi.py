@@ -155,6 +155,8 @@ class MoviScenes:
         self.split: Split = split
         self.length, self.size, self.clips, self.seed = length, size, clips, seed
         self.most, self.least, self.object_scale = most, least, object_scale
+        # What a prepared copy must not be asked differently; of other objects or another size the view makes a part.
+        self.options = {"min_objects": least, "object_scale": object_scale}
 
     def __repr__(self) -> str:
         options = f"length={self.length}, size={self.size}, clips={self.clips}, seed={self.seed}"

@@ -97,6 +97,7 @@ class MovingMnistSource:
         self.split: Split = split
         self.length, self.size, self.clips, self.seed = length, size, clips, seed
         self.digits, self.digit_size, self.step, self.mnist = digits, digit_size, step, mnist
+        self.options = {"size": size, "digits": digits, "digit_size": digit_size, "step": step}
         self.provenance: Provenance = "embedded double" if mnist is None else "real"
 
     def __repr__(self) -> str:

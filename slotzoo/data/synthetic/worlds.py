@@ -34,6 +34,7 @@ class WorldSource:
     ):
         self.name = world
         self.walks = MazeSource(split, length=length, size=size, clips=clips, seed=seed, layout=_LAYOUTS[world])
+        self.options = {"size": size}
 
     def __repr__(self) -> str:
         return f"WorldSource({self.name!r}, {self.walks!r})"
