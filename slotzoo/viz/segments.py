@@ -150,14 +150,20 @@ def draw_boxes(
     boxes: Float[np.ndarray, "box 4"],
     present: Shaped[np.ndarray, " box"],
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The image with frames (top, left, bottom, right in pixels) around what is present, each in its colour."""
+    """The image with frames around what is present, each in its colour: lines along the first and last pixels inside.
+
+    Boxes are top, left, bottom, right, outer edges in pixels.
+    """
     height, width, _ = image.shape
     out = image.copy()
     for number, (box, there) in enumerate(zip(boxes, present, strict=True)):
         if there < 0.5 or not np.isfinite(box).all():
             continue
-        top, bottom = (int(np.clip(round(float(v)), 0, height - 1)) for v in (box[0], box[2]))
-        left, right = (int(np.clip(round(float(v)), 0, width - 1)) for v in (box[1], box[3]))
+        (top, bottom), (left, right) = (
+            (int(np.clip(round(float(low)), 0, size - 1)), int(np.clip(round(float(high)) - 1, 0, size - 1)))
+            for low, high, size in ((box[0], box[2], height), (box[1], box[3], width))
+        )
+        bottom, right = max(top, bottom), max(left, right)  # a line at least
         colour = COLOURS[1 + number % (_LABELS - 1)]
         out[top : bottom + 1, [left, right]] = colour
         out[[top, bottom], left : right + 1] = colour

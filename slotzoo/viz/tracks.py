@@ -99,12 +99,15 @@ def _bounds(values: Shaped[np.ndarray, "..."]) -> tuple[float, float]:
 def boxes_of(
     labels: Integer[np.ndarray, "height width"], most: int
 ) -> tuple[Float[np.ndarray, "label 4"], Integer[np.ndarray, " label"]]:
-    """Top, left, bottom, right of every label 1 to `most`, in pixels, and whether it is there."""
+    """Top, left, bottom, right of every label 1 to `most`, and whether it is there.
+
+    They are the outer edges in pixels, as of boxes from 0 to 1: a label in row 2 alone reaches from 2 to 3.
+    """
     boxes, there = np.zeros((most, 4), np.float32), np.zeros(most, np.int32)
     for label in range(1, most + 1):
         rows, columns = np.nonzero(labels == label)
         if len(rows):
-            boxes[label - 1] = rows.min(), columns.min(), rows.max(), columns.max()
+            boxes[label - 1] = rows.min(), columns.min(), rows.max() + 1, columns.max() + 1
             there[label - 1] = 1
     return boxes, there
 
@@ -177,7 +180,8 @@ def track_strip(
 def track_arrays(track: Track) -> dict[str, Shaped[np.ndarray, "..."]]:
     """What a program would go on with: `slots`, `masks`, `labels` over time, and the boxes of what was found.
 
-    `boxes` is float32 (time, label, 4): top, left, bottom, right in pixels of label 1 and up, zeros where it is not.
+    `boxes` is float32 (time, label, 4): top, left, bottom, right of label 1 and up, outer edges in pixels, zeros where
+    it is not.
     """
     labels = track.labels
     most = track.label_of(track.masks.shape[1] - 1)

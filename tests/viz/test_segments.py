@@ -87,7 +87,7 @@ def test_rows_are_in_the_published_order():
 
 def test_boxes_stay_inside():
     image = np.zeros((6, 6, 3), np.uint8)
-    made = draw_boxes(image, np.asarray([[-3.0, 2.0, 9.0, 4.0]]), np.ones(1))
+    made = draw_boxes(image, np.asarray([[-3.0, 2.0, 9.0, 5.0]]), np.ones(1))
     np.testing.assert_array_equal(made[0, 2], COLOURS[1])
     assert (made[3, 3] == 0).all() and not image.any()
 

@@ -4,7 +4,7 @@ import colorsys
 
 import numpy as np
 
-from slotzoo.viz.segments import COLOURS
+from slotzoo.viz.segments import COLOURS, draw_boxes
 from slotzoo.viz.tracks import (
     Track,
     as_picture,
@@ -64,9 +64,22 @@ def test_long_clips_have_frames_of_one_size():
 def test_boxes_are_drawn_in_the_colour_of_their_label():
     one = track(True)
     boxes, there = boxes_of(one.labels[1], 2)
-    np.testing.assert_array_equal(boxes[0], [2, 1, 5, 4])
+    np.testing.assert_array_equal(boxes[0], [2, 1, 6, 5])
     np.testing.assert_array_equal(there, [1, 0])
     assert (panels(one)["boxes"][1, 2, 1] == COLOURS[1]).all()
+
+
+def test_boxes_survive_being_drawn():
+    """Of what is drawn around a box, the box is the same; also of boxes from 0 to 1, as hints are."""
+    given = np.asarray([[2, 1, 6, 5], [0, 7, 8, 12], [3, 5, 4, 6]], np.float32)
+    for box in given:
+        for scaled in (box, (box / np.asarray([8, 12, 8, 12], np.float32)) * np.asarray([8, 12, 8, 12])):
+            drawn = draw_boxes(np.zeros((8, 12, 3), np.uint8), scaled[None], np.ones(1))
+            found, there = boxes_of((drawn == COLOURS[1]).all(-1).astype(np.int32), 1)
+            np.testing.assert_array_equal(found[0], box)
+            assert there[0] and drawn[int(box[0]), int(box[1])].any()
+    hinted = panels(track(True))["boxes"][0]  # 0.25, 0, 0.75, 0.25 of 8 x 12
+    np.testing.assert_array_equal(np.argwhere((hinted == COLOURS[1]).all(-1)).max(axis=0), [5, 2])
 
 
 def test_attention_covers_its_pixels():
