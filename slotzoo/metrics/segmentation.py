@@ -40,17 +40,13 @@ def segmentation_scores(
 ) -> SegmentationScores:
     """All scores of label maps with labels 0 to `true_count - 1` (0: background) and 0 to `predicted_count - 1`."""
     table = contingency(true, predicted, true_count=true_count, predicted_count=predicted_count, valid=valid)
-    overlap = intersection_over_union(table)
-    real = jnp.sum(table, 1) > 0
-    objects = real.at[0].set(False)
-    iou, dice = matched(overlap), matched(dice_coefficients(table))
     return SegmentationScores(
         adjusted_rand_index(table),
         adjusted_rand_index(table[1:]),
-        _mean_over(jnp.max(overlap, 1), objects),
-        _mean_over(jnp.max(overlap, 1), real, jnp.sum(table, 1)),
-        _mean_over(iou, objects),
-        _mean_over(dice, objects),
+        mean_best_overlap(table),
+        segmentation_covering(table, weighted=True),
+        mean_iou(table, foreground=True),
+        mean_iou(table, foreground=True, measure="dice"),
         count_accuracy(table),
     )
 

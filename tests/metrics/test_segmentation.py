@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import adjusted_rand_score, jaccard_score
+from sklearn.metrics import adjusted_rand_score, f1_score, jaccard_score
 
 from slotzoo.metrics.segmentation import (
     adjusted_rand_index,
@@ -57,6 +57,14 @@ def test_equals_scikit_learn(seed, true_count, predicted_count):
         found.miou, np.mean([iou[rows == t, columns[rows == t]] for t in real]), atol=1e-6
     )
     np.testing.assert_allclose(found.covering, np.mean([iou[t].max() for t in real]), atol=1e-6)
+    dice = np.asarray(
+        [[f1_score(true == t, predicted == p, zero_division=0) for p in range(COUNT)] for t in range(COUNT)]
+    )
+    rows, columns = linear_sum_assignment(-dice)
+    expected = np.mean([dice[rows == t, columns[rows == t]] for t in real])
+    np.testing.assert_allclose(found.dice, expected, atol=1e-6)
+    expected = np.mean([iou[t].max() for t in true])  # each point counts once, those of the background, too
+    np.testing.assert_allclose(found.weighted_covering, expected, atol=1e-6)
 
 
 def test_names_of_segments_do_not_matter():
