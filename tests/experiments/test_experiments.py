@@ -1,31 +1,26 @@
-"""Every experiment of conf/exp composes, fits its schema, builds at the published size and trains at the tiny one."""
+"""Every experiment of conf/exp composes, fits its schema and builds at the published size.
+
+Which of them train at the tiny one, and which are traced, stands in small.py.
+"""
 
 import dataclasses
 import json
-import os
-import re
 from pathlib import Path
 
 import equinox as eqx
 import jax
-import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from omegaconf import OmegaConf
 
 from experiments import build, validate
 from experiments.compose import experiment, experiments
 from experiments.folder import MAY_CHANGE, RunFolder, flat_settings
-from experiments.run import check_settings, export, open_run, train_run
+from experiments.run import check_settings, export, train_run
 from experiments.schema import RunSettings
 from slotzoo.errors import ConfigError, DataError
 from slotzoo.models import model_card, model_config
 from slotzoo.train.signals import Signals
-
-
-def settings(name: str, scale: str, *overrides: str) -> RunSettings:
-    config = experiment(name, [f"scale={scale}", *overrides])
-    return validate.settings(validate.with_scale(config, overrides, accelerator=False), RunSettings)
+from tests.experiments.small import settings
 
 
 # Parameters of what reads the first frame, on 64 x 64 pixels and with 24 slots: two layers on the coordinates of an
@@ -48,7 +43,7 @@ def parameters(run: RunSettings) -> int:
 
 @pytest.mark.parametrize("name", experiments())
 def test_builds_at_the_published_size(name):
-    run = settings(name, "paper")
+    run = settings(name, scale="paper")
     # The cards count what was published, which is told boxes.
     published = model_card(run.model["name"]).parameters
     told = run.model.get("conditioning", "boxes")
@@ -57,121 +52,8 @@ def test_builds_at_the_published_size(name):
     assert run.name == name
 
 
-# The smallest that still has every part of a run: two steps, one evaluation with a rollout, one picture.
-SMALL = (
-    "train.steps=2",
-    "train.batch_size=4",
-    "data.clips=8",
-    "data.test_clips=4",
-    "eval.clips=4",
-    "eval.batch_size=4",
-    "eval.pictures=1",
-    "eval.lpips=false",
-)
-# Fields of a model's Config that make it compile faster, where it has them.
-SHALLOW = {
-    "layers": 1,
-    "prior_layers": 1,
-    "draft": 2,
-    "revise": 1,
-    "rounds": 1,
-    "open_loop_context": 3,
-    "blocks": 1,
-    "encoder_layers": 1,
-    "decoder_layers": 1,
-}
-
-# Numbers by which alone an experiment's program differs from that of another one here (gnm_clevr6): given the other's,
-# it is compiled once for both, and the data, the evaluation and the report are still its own.
-ALIGNED = {"gnm_ravens": ("model.sigma=0.4",)}
-
-
-def smallest(name: str, folder: Path) -> RunSettings:
-    """The settings of an experiment at its tiny scale, made smaller still."""
-    run = settings(name, "tiny", *SMALL)
-    overrides = [
-        *SMALL,
-        *ALIGNED.get(name, ()),
-        f"data.cache={folder / 'cache'}",
-        f"runs_dir={folder / 'runs'}",
-    ]
-    if run.task == "video_prediction":
-        longer = run.eval.rollouts[0].length is not None  # than the training clips
-        rollout = {"context": 3, "actions": run.eval.rollouts[0].actions, "length": 8 if longer else None}
-        plain = str(rollout).replace("'", "").replace("None", "null")
-        overrides += ["data.length=6", f"eval.rollouts=[{plain}]", *(["data.test_length=8"] if longer else ())]
-    if run.task == "object_videos":
-        overrides += ["data.length=8", "++options.chunk=4"]
-    config = build.config_of_model(run)
-    overrides += [
-        f"++model.{field}={value}" for field, value in SHALLOW.items() if getattr(config, field, value) > value
-    ]
-    return settings(name, "tiny", *overrides)
-
-
-@pytest.fixture(scope="module")
-def compiled_quickly(tmp_path_factory):
-    """Programs that run twice need no optimisation; those that several experiments share are compiled once."""
-    options = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: jax.config.values[name] for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    """One folder for all experiments, so that a tokenizer is trained once for all that need it."""
-    return tmp_path_factory.mktemp("experiments")
-
-
-# The experiments on MOVi differ from one set to the next in its name and its number of objects, and at the tiny scale
-# SAVi-M is SAVi-S. Those on Moving-MNIST are the same program but for the published length, GNM on ClevrTex is GNM on
-# CLEVR with another sigma, and the rule of Blinking Color Balls is the data's. Of programs that differ in little one is
-# run; SLOTZOO_EVERY_EXPERIMENT=1 runs them all.
-ALIKE = (
-    r"(.*_movi_[b-e].*|savi_medium.*|savi_large.*|.*_centers|savi_small_.*_unconditional|statm_savi_pp.*|.*_mnist600"
-    r"|gnm_clevrtex6|slotssm_bcb_most_frequent)"
-)
-
-
-def trained() -> list[str]:
-    """The experiments that the next test trains."""
-    every = os.environ.get("SLOTZOO_EVERY_EXPERIMENT") == "1"
-    return [name for name in experiments() if every or not re.fullmatch(ALIKE, name)]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", trained())
-def test_trains_two_steps(name, shared, compiled_quickly):
-    run = smallest(name, shared)
-    first = run.tokenizer.exp if build.wants_tokens(run) else None
-    with Signals() as signals:
-        for each in (smallest(first, shared), run) if first else (run,):
-            assert train_run(each, signals)
-    folder = RunFolder.of(run)
-    assert (folder.path / "report.html").is_file()
-    written = json.loads((folder.evaluation(2) / "table.json").read_text())
-    if run.task == "video_prediction":
-        rollout = run.eval.rollouts[0]
-        last = written["tables"][-1]["curves"][0]
-        assert last["x"] == list(range(rollout.context, rollout.length or run.data.length))
-        assert np.isfinite(last["series"]["model"]).all()
-    assert open_run(folder).step == 2
-    assert flat_settings(folder.read_settings()) == flat_settings(run)
-
-
 def test_typed_values_win_over_the_tiny_section():
-    run = settings("convs5_dmlab", "tiny", "train.steps=7", "data.length=20", "+model.layers=3")
+    run = settings("convs5_dmlab", "train.steps=7", "data.length=20", "+model.layers=3")
     assert (run.train.steps, run.data.length, run.model["layers"]) == (7, 20, 3)
     assert run.name == "convs5_dmlab_tiny" and run.scale == "tiny"
 
@@ -180,13 +62,13 @@ def test_typed_values_win_over_the_tiny_section():
 def test_the_baselines_of_slotssm_are_one_word(model):
     word = f"model={model}"
     for name in ("slotssm_bcb_earliest", "slotssm_clevrer"):
-        run, plain = settings(name, "tiny", word), settings(name, "tiny")
+        run, plain = settings(name, word), settings(name)
         assert run.name == f"{name}_{model}_tiny" and run.model["name"] == plain.model["name"]
         config, usual = build.config_of_model(run), build.config_of_model(plain)
         mixer = {"slot_transformer": "attention", "slot_rnn": "gru", "rim": "rim"}.get(model, usual.mixer)
         assert config.mixer == mixer and (config.num_slots == 1) == (model == "single_state_ssm")
     # Of Blinking Color Balls the registry has them by name too.
-    run = settings("slotssm_bcb_earliest", "paper", word, "name=mine")
+    run = settings("slotssm_bcb_earliest", word, "name=mine", scale="paper")
     assert run.name == "mine" and build.config_of_model(run) == model_config(model)
 
 
@@ -197,7 +79,7 @@ def test_scale_follows_the_accelerator():
 
 
 def test_rollouts_may_be_longer_than_training_clips_but_not_than_held_out_ones():
-    run = settings("convs5_mnist300", "paper")
+    run = settings("convs5_mnist300", scale="paper")
     assert build._held_out_length(run) == 1000
     run.eval.rollouts = run.eval.protocol
     assert build._held_out_length(run) == 1300
@@ -206,22 +88,22 @@ def test_rollouts_may_be_longer_than_training_clips_but_not_than_held_out_ones()
     with pytest.raises(
         ConfigError, match="length=1300 .* clips of data.test_length=1200 .* data.test_length=1300"
     ):
-        settings("convs5_mnist300", "paper", "data.test_length=1200")
+        settings("convs5_mnist300", "data.test_length=1200", scale="paper")
     with pytest.raises(
         ConfigError, match="context of 500 frames .* rollouts of length=500 frames; choose 1 to 499"
     ):
-        settings("convs5_mnist300", "paper", "eval.rollouts=[{context:500,length:500}]")
+        settings("convs5_mnist300", "eval.rollouts=[{context:500,length:500}]", scale="paper")
 
 
 def test_what_may_change_exists():
-    known = set(flat_settings(settings("convs5_dmlab", "paper")))
+    known = set(flat_settings(settings("convs5_dmlab", scale="paper")))
     groups = {key.split(".")[0] for key in known}
     for pattern in MAY_CHANGE:
         assert pattern in known or (pattern.endswith(".*") and pattern[:-2] in groups), pattern
 
 
 def test_saved_settings_are_only_read(tmp_path):
-    run = settings("vqgan_dmlab", "tiny")
+    run = settings("vqgan_dmlab")
     folder = RunFolder(tmp_path)
     folder.write_settings(run)
     assert folder.read_settings() == run
@@ -238,16 +120,16 @@ def test_a_run_can_be_read_when_its_data_have_moved(tmp_path):
     """Other commands and a resumed run may be given the new place, and a report needs no data at all."""
     before, now = tmp_path / "before", tmp_path / "now"
     before.mkdir()
-    run = settings("vqgan_dmlab", "tiny", f"data.root={before}", f"runs_dir={tmp_path}")
+    run = settings("vqgan_dmlab", f"data.root={before}", f"runs_dir={tmp_path}")
     folder = RunFolder.of(run)
     folder.write_settings(run)
     (folder.checkpoints / "2").mkdir(parents=True)
     before.rename(now)
     assert folder.read_settings() == run
-    moved = settings("vqgan_dmlab", "tiny", f"data.root={now}", f"runs_dir={tmp_path}")
+    moved = settings("vqgan_dmlab", f"data.root={now}", f"runs_dir={tmp_path}")
     assert check_settings(moved, folder) == ["data.root"]
     with pytest.raises(ConfigError, match="data.root=.*before: no such folder"):
-        settings("vqgan_dmlab", "tiny", f"data.root={before}")
+        settings("vqgan_dmlab", f"data.root={before}")
     with pytest.raises(DataError, match="before"):
         build.source(run.data, "test")
 
@@ -255,7 +137,7 @@ def test_a_run_can_be_read_when_its_data_have_moved(tmp_path):
 def tetrominoes(folder: Path) -> tuple[RunSettings, RunFolder]:
     """A run that was begun on other clips than it would see now."""
     typed = ("data.clips=4", "data.test_clips=4", "data.cache=null", f"runs_dir={folder}")
-    run = settings("slot_attention_tetrominoes", "tiny", *typed)
+    run = settings("slot_attention_tetrominoes", *typed)
     begun = RunFolder.of(run)
     begun.write_settings(run)
     (begun.checkpoints / "2").mkdir(parents=True)
@@ -285,7 +167,7 @@ def test_weights_say_that_they_come_from_a_double(tmp_path, monkeypatch):
 
 
 def test_derived_model_fields_must_agree():
-    run = settings("vqgan_dmlab", "tiny", "+model.resolution=32")
+    run = settings("vqgan_dmlab", "+model.resolution=32")
     with pytest.raises(ConfigError, match="model.resolution=32 does not fit the data set, which has 64"):
         build.complete(run, None, build.source(dataclasses.replace(run.data, cache=None), "test").spec)
 

@@ -1,0 +1,11 @@
+"""Experiments of video prediction and of tokenizers train two steps."""
+
+import pytest
+
+from tests.experiments.small import train_two_steps, trained
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", trained("videos"))
+def test_trains_two_steps(name, shared, compiled_once):
+    train_two_steps(name, shared)
