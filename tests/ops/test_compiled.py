@@ -5,6 +5,7 @@ beside it. Where the CUDA plugin is installed, the program is also compiled for 
 """
 
 import functools
+import math
 import types
 
 import jax
@@ -17,6 +18,7 @@ from experiments.benchmarks import convs5_compiled, h200 as compiling, linear_sc
 from experiments.benchmarks.traffic import traffic
 from slotzoo.errors import ConfigError
 from slotzoo.ops import batch_map, device, linear_scan
+from slotzoo.ops.linear_scan import pallas_gpu
 
 
 try:
@@ -72,6 +74,13 @@ def test_lowers_for_cuda(shape, kind):
     assert "stablehlo.while" not in text
 
 
+def test_lowers_for_cuda_with_a_narrower_decay():
+    """Four channels in float32 are the 16 bytes that can be copied at once; in bfloat16 they are half of that."""
+    with h200():
+        a, u = jax.ShapeDtypeStruct((5, 32, 4), jnp.bfloat16), jax.ShapeDtypeStruct((5, 32, 4), jnp.float32)
+        assert lowered(gradients(linear_scan), a, u).count(f"@{KERNEL}(") == 2
+
+
 def test_exports_for_cuda_by_name():
     scan = functools.partial(linear_scan, implementation="pallas")
     with h200():
@@ -100,6 +109,18 @@ def test_falls_back_for_cuda_where_the_kernel_does_not_fit(shape):
         assert KERNEL not in lowered(gradients(linear_scan), a, u)
         with pytest.raises(ConfigError, match="cannot be cut into tiles"):
             lowered(gradients(functools.partial(linear_scan, implementation="pallas")), a, u)
+
+
+def test_more_rows_than_a_second_axis_of_programs_takes(monkeypatch):
+    """CUDA takes 65,535 programs along its second and third axis; the last one of a grid of Mosaic is its first."""
+    grids, kernel = [], pallas_gpu.plgpu.kernel
+    record = lambda *args, grid, **kwargs: grids.append(grid) or kernel(*args, grid=grid, **kwargs)
+    monkeypatch.setattr(pallas_gpu.plgpu, "kernel", record)
+    with h200():
+        a, u = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in [(1024,), (2, 65536, 1024)])
+        lowered(gradients(functools.partial(linear_scan, planes="complex")), a, u)
+    assert len(grids) >= 2
+    assert all(math.prod(grid) == 65536 * 2 and max(grid[:-1], default=1) <= 65535 for grid in grids)
 
 
 def test_falls_back_on_a_gpu_before_hopper(monkeypatch):

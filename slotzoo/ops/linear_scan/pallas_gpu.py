@@ -172,40 +172,52 @@ class _Grid(NamedTuple):
     rows: int
     width: int
     planes: int
+    dtype: Any
 
     @classmethod
     def over(cls, u: Array, planes: Planes) -> "_Grid":
         rows, width = u.shape[1], u.shape[2] // count(planes)
         tile = _tile(rows, width, u.dtype.itemsize)
         assert tile is not None, "the caller asks `unfit` first"
-        return cls(tile, rows, width, count(planes))
+        return cls(tile, rows, width, count(planes), u.dtype)
+
+    @property
+    def blocks(self) -> int:
+        """Tiles side by side in one plane."""
+        return self.width // self.tile.columns
 
     def kernel(self, body: Callable, out_type: Any, interpret: bool, name: str) -> Callable:
         return plgpu.kernel(
             body,
             out_type=out_type,
-            grid=(self.rows // self.tile.rows, self.width // self.tile.columns),
-            grid_names=("rows", "columns"),
+            # One axis, which is CUDA's first: of the others it takes 65,535 programs at most.
+            grid=(self.rows // self.tile.rows * self.blocks,),
+            grid_names=("tile",),
             # Explicit, since what None means differs between versions of jax.
             compiler_params=plgpu.CompilerParams(),
             interpret=device.mosaic_interpreter() if interpret else False,
             kernel_name=name,
         )
 
+    def place(self) -> tuple[Any, Any]:
+        """Which tile is this program's, along rows and along the columns of a plane: neighbours in memory follow."""
+        row, column = divmod(lax.axis_index("tile"), self.blocks)
+        return row, column
+
     def here(self) -> _Here:
         """The parts of a (rows, channel) array that belong to this program: its rows, its columns per plane."""
-        row, column = lax.axis_index("rows"), lax.axis_index("columns")
+        row, column = self.place()
         starts = [plane * self.width + column * self.tile.columns for plane in range(self.planes)]
         rows = pl.ds(row * self.tile.rows, self.tile.rows)
         return _Here(rows, tuple(pl.ds(start, self.tile.columns) for start in starts))
 
     def specs(self, time: Callable, *, shared: bool = False) -> list:
         """One block per plane of a (time, rows, channel) array; of (time, tile rows, channel) if `shared`."""
-        row, column = (0 if shared else lax.axis_index("rows")), lax.axis_index("columns")
-        blocks = self.width // self.tile.columns
+        row, column = self.place()
+        row = 0 if shared else row
 
         def spec(plane):
-            return plgpu.BlockSpec((1, *self.tile), lambda s: (time(s), row, plane * blocks + column))
+            return plgpu.BlockSpec((1, *self.tile), lambda s: (time(s), row, plane * self.blocks + column))
 
         return [spec(plane) for plane in range(self.planes)]
 
@@ -215,7 +227,8 @@ class _Grid(NamedTuple):
             return jnp.broadcast_to(a.astype(jnp.float32), (self.tile.rows, a.shape[0]))
         if a.shape[1] == 1:
             return jnp.broadcast_to(a.astype(jnp.float32), (a.shape[0], self.tile.rows, a.shape[2]))
-        return a
+        # As u is, or else in float32: the rows of a tile in a narrower dtype may be too short to be copied.
+        return a if a.dtype == self.dtype else a.astype(jnp.float32)
 
     def decay(self, a_ref: Any, time: Callable) -> tuple[Parts | None, list, tuple]:
         """The decay if it is constant, or else the blocks and arrays to stream it with."""
