@@ -44,9 +44,13 @@ class TestEveryImplementation:
             assert_close(grads[key].astype(jnp.float32), value, rtol=bound, what=f"cotangent of {key}")
 
 
-def test_no_steps():
-    u = jnp.zeros((0, 3))
-    assert linear_scan(jnp.ones(3), u).shape == u.shape
+@pytest.mark.parametrize("shape", [(0, 2, 3), (4, 0, 3), (4, 2, 0)], ids=["steps", "rows", "channels"])
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_nothing_to_scan(name, shape):
+    a, u = jnp.ones(shape[-1]), jnp.zeros(shape)
+    da, du = jax.grad(lambda a, u: IMPLEMENTATIONS[name](a, u).sum(), argnums=(0, 1))(a, u)
+    assert IMPLEMENTATIONS[name](a, u).shape == du.shape == shape
+    assert not da.any()
 
 
 def test_space_may_be_missing_or_deep():

@@ -55,6 +55,13 @@ def arrays(time=5, channels=4, states=3, dtype=jnp.float32):
     return u, delta, jnp.asarray(-np.exp(a), jnp.float32), b, c
 
 
+def test_no_channels():
+    arguments = arrays(channels=0)
+    for name in ("auto", "chunked", "pallas"):
+        y, state = selective_scan(*arguments, implementation=name)
+        assert y.shape == (5, 0) and state.shape == (0, 3)
+
+
 def test_no_steps():
     u, delta, a, b, c = arrays(time=0)
     y, state = selective_scan(u, delta, a, b, c, initial_state=jnp.ones((4, 3)))

@@ -62,7 +62,7 @@ def linear_scan(
     rows = math.prod(space)
     a = _decay(a, reset, u.shape)
     state = jnp.zeros((rows, channel), dtype) if x0 is None else jnp.reshape(x0, (rows, channel)).astype(dtype)
-    if time == 0:
+    if u.size == 0:
         return u
     options = _Options(planes, reverse, implementation, interpret)
     u_ = u.reshape(time, rows, channel)

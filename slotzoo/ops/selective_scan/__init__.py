@@ -82,7 +82,7 @@ def selective_scan(
     b, c = (_laid_out(name, m, time, A, dtype) for name, m in (("B", B), ("C", C)))
     h0 = jnp.zeros(A.T.shape, dtype) if initial_state is None else initial_state.T.astype(dtype)
     length = step_length(delta, delta_bias, delta_softplus, dtype)
-    if time == 0:
+    if u.size == 0:
         return Scanned(u, h0.T)
     args = (u, length, A.T.astype(dtype), b, c, h0)
     if implementation == "pallas":
