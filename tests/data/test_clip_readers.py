@@ -4,7 +4,6 @@ import json
 import pickle
 import shutil
 
-import av
 import numpy as np
 import pytest
 
@@ -194,7 +193,7 @@ def test_features_of_another_format_are_refused(movi):
         (text.replace("text_feature.Text", "audio_feature.Audio"), "of the kind Audio"),
     ):
         path.write_text(spoilt)
-        with pytest.raises(DataError, match=rf"features\.json: cannot be used.*{expected}|{expected}"):
+        with pytest.raises(DataError, match=rf"features\.json: .*{expected}"):
             MoviFiles("movi_a", root, "train")
     path.unlink()
     with pytest.raises(DataError, match=r"features\.json: no such file; TFDS writes it"):
@@ -284,6 +283,7 @@ def test_pictures_of_both_depths_survive(channels, dtype):
 
 def write_video(path, frames, *, size=(48, 32), rate=25, key_every=8):
     """Frames that grow lighter: number t is grey of 4 t + 20."""
+    av = pytest.importorskip("av", reason="the extra `video` is not installed")
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), mode="w") as container:
         stream = container.add_stream("libx264", rate=rate)
@@ -368,6 +368,7 @@ def test_videos_in_one_folder_are_told_apart_by_their_numbers(clevrer, tmp_path_
 
 
 def test_an_exported_double_is_read_back_frame_by_frame(tmp_path):
+    pytest.importorskip("av", reason="the extra `video` is not installed")
     for split in ("train", "val", "test"):
         double = ClevrerDouble(split, length=5, size=32, clips=2)  # type: ignore[arg-type]
         export_published(double, tmp_path, split)
@@ -378,3 +379,5 @@ def test_an_exported_double_is_read_back_frame_by_frame(tmp_path):
             difference = source[index]["video"].astype(np.int32) - double[index]["video"]
             assert np.abs(difference).mean() < 4  # of 255: the video codec, and colours at half the resolution
     assert (tmp_path / "video_validation" / "video_10000-11000" / "video_10001.mp4").is_file()
+    for root in (tmp_path / "video_train", tmp_path / "video_train" / "video_00000-01000"):
+        assert open_source("clevrer", "train", root=root, length=5).provenance == "embedded double"

@@ -70,7 +70,7 @@ class ClevrerFiles:
             raise ConfigError(f"CLEVRER needs a length and a size of at least 1, got {length} and {size}.")
         self._root = checked_root(root, "CLEVRER")
         self._files = _videos(self._root, split)
-        self.provenance: Provenance = provenance_of(self._root)
+        self.provenance: Provenance = provenance_of(*_within(self._root))
         self.split: Split = split
         self.length, self.size, self.short = length, size, short
         self.options: dict[str, Any] = {"size": size}
@@ -158,6 +158,14 @@ class ClevrerFiles:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.Lock()
+
+
+def _within(root: pathlib.Path) -> list[pathlib.Path]:
+    """The folder, and if it is one of CLEVRER's own (`video_train`, `video_00000-01000`) those above it."""
+    folders = [root.resolve()]
+    while folders[-1].name.startswith("video"):
+        folders.append(folders[-1].parent)
+    return folders
 
 
 def _videos(root: pathlib.Path, split: Split) -> list[pathlib.Path]:
