@@ -13,11 +13,8 @@ from slotzoo.data import index_cache, list_sources, make_pipeline, open_source, 
 from slotzoo.data.image_sets import IMAGE_SETS
 from slotzoo.data.spec import Source, check_record
 from slotzoo.errors import ConfigError, DataError
+from tests.arrays import same_record
 from tests.data.image_files import COUNT, double
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
 @pytest.fixture(params=["tetrominoes_train.tfrecords", "tetrominoes.h5"])
@@ -30,7 +27,7 @@ def test_both_published_forms_give_the_records(published):
     assert isinstance(source, Source) and source.provenance == "real" and len(source) == COUNT
     for i in (5, 0, 11, 3):
         check_record(source[i], source.spec, "image")
-        assert equal(source[i], double()[i])
+        assert same_record(source[i], double()[i])
 
 
 def test_a_source_is_read_by_threads_and_copies(published):
@@ -41,9 +38,9 @@ def test_a_source_is_read_by_threads_and_copies(published):
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda i: source[int(i)]["image"], order))
     assert all(np.array_equal(image, wanted[i]) for image, i in zip(found, order, strict=True))
-    assert equal(copy[7], source[7])
+    assert same_record(copy[7], source[7])
     source.close()
-    assert equal(source[2], copy[2])
+    assert same_record(source[2], copy[2])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
@@ -92,7 +89,7 @@ def test_prepared_sets_hold_what_was_asked_for(published, tmp_path):
     source = open_source("tetrominoes", "train", root=published, size=20)
     prepare(source, tmp_path / "train", workers=3)
     found = open_source("tetrominoes", "train", root=tmp_path, size=20)
-    assert len(found) == COUNT and all(equal(found[i], source[i]) for i in range(COUNT))
+    assert len(found) == COUNT and all(same_record(found[i], source[i]) for i in range(COUNT))
     assert found.fingerprint == source.fingerprint and verify(tmp_path / "train") == COUNT
     assert len(open_source("tetrominoes", "train", root=tmp_path)) == COUNT  # nothing asked, nothing to refuse
     for option, value, message in (

@@ -11,10 +11,7 @@ from slotzoo.data.synthetic.layout import COS, FORWARD, HEADINGS, LEFT, RIGHT, S
 from slotzoo.data.synthetic.maze import MazeSource
 from slotzoo.data.synthetic.raycast import render
 from slotzoo.errors import ConfigError
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+from tests.arrays import same_record
 
 
 def test_record_keeps_its_spec_and_source_its_protocol():
@@ -31,7 +28,7 @@ def test_a_clip_depends_on_seed_split_and_index_only():
     make = lambda split="train", seed=0, clips=4: MazeSource(split, length=4, size=16, clips=clips, seed=seed)
     first = make()
     first[3]
-    assert same(first[1], make(clips=9)[1])
+    assert same_record(first[1], make(clips=9)[1])
     for other in (first[2], make("test")[1], make(seed=1)[1]):
         assert not np.array_equal(first[1]["video"], other["video"])
 
@@ -122,7 +119,7 @@ def test_sizes_below_one_are_refused(option):
 def test_labmaze_layouts_are_an_option():
     pytest.importorskip("labmaze", reason="labmaze has no wheel for this Python")
     a = MazeSource("train", length=3, size=16, clips=1, layout="labmaze")
-    assert same(a[0], MazeSource("train", length=3, size=16, clips=1, layout="labmaze")[0])
+    assert same_record(a[0], MazeSource("train", length=3, size=16, clips=1, layout="labmaze")[0])
     assert not np.array_equal(a[0]["video"], MazeSource("train", length=3, size=16, clips=1)[0]["video"])
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, strategies as st
 from slotzoo.data import make_pipeline, prepare
 from slotzoo.data.synthetic.maze import MazeSource
 from slotzoo.errors import ConfigError, DataError
+from tests.arrays import same_records
 from tests.data.sources import Numbered
 
 
@@ -25,12 +26,6 @@ def groups(iterator, size, count):
 
 def labels(batches):
     return [batch["label"].tolist() for batch in batches]
-
-
-def equal(a, b):
-    return len(a) == len(b) and all(
-        x.keys() == y.keys() and all(np.array_equal(x[k], y[k]) for k in x) for x, y in zip(a, b, strict=True)
-    )
 
 
 def train(source, **options):
@@ -53,7 +48,7 @@ def test_epochs_are_permutations_of_the_whole_set_and_differ():
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_threads_do_not_change_the_batches(threads):
     reference = take(iter(train(Numbered(7), length=2, num_threads=2)), 9)
-    assert equal(take(iter(train(Numbered(7), length=2, num_threads=threads)), 9), reference)
+    assert same_records(take(iter(train(Numbered(7), length=2, num_threads=threads)), 9), reference)
 
 
 @pytest.mark.parametrize("before, after", [(2, 2), (0, 4), (3, 0)])
@@ -61,13 +56,13 @@ def test_threads_do_not_change_the_batches(threads):
 def test_a_resumed_iterator_gives_the_very_next_batch(before, after, split):
     reference = take(iter(train(Numbered(7), length=3)), 9)
     first = iter(train(Numbered(7), length=3, num_threads=before))
-    assert equal(take(first, split), reference[:split])
+    assert same_records(take(first, split), reference[:split])
     state = json.loads(json.dumps(first.get_state()))
     first.close()
     second = iter(train(Numbered(7), length=3, num_threads=after))
     next(second)
     second.set_state(state)
-    assert equal(take(second, 9 - split), reference[split:])
+    assert same_records(take(second, 9 - split), reference[split:])
     second.close()
 
 
@@ -119,8 +114,8 @@ def test_sources_that_read_windows_give_the_same_batches(tmp_path):
         __getitem__ = lambda self, index: source[index]
 
     reference = take(iter(train(Whole(), length=4)), 4)
-    assert equal(take(iter(train(source, length=4)), 4), reference)
-    assert equal(take(iter(train(prepare(source, tmp_path, chunk=7), length=4)), 4), reference)
+    assert same_records(take(iter(train(source, length=4)), 4), reference)
+    assert same_records(take(iter(train(prepare(source, tmp_path, chunk=7), length=4)), 4), reference)
 
 
 def test_clips_shorter_than_asked_and_clips_of_different_lengths_are_explained():
@@ -145,7 +140,7 @@ def test_skipped_records_are_replaced_counted_and_survive_a_resume(threads):
     again = iter(data)
     again.set_state(json.loads(json.dumps(iterator.get_state())))
     assert again.skipped == iterator.skipped
-    assert equal(take(again, 3), take(iterator, 3))
+    assert same_records(take(again, 3), take(iterator, 3))
 
 
 def test_skipping_has_a_cap():
@@ -181,7 +176,9 @@ def test_transforms_are_seeded_by_epoch_and_record():
 
     data = train(Numbered(4), batch_size=4, transforms=[noise])
     a, b = take(iter(data), 2)
-    assert equal([a, b], take(iter(train(Numbered(4), batch_size=4, transforms=[noise], num_threads=0)), 2))
+    assert same_records(
+        [a, b], take(iter(train(Numbered(4), batch_size=4, transforms=[noise], num_threads=0)), 2)
+    )
     assert a["noise"].shape == (4, 2) and len(np.unique(np.concatenate([a["noise"], b["noise"]]))) == 16
 
 
@@ -237,7 +234,7 @@ def test_orbax_saves_and_restores_the_position(tmp_path):
         manager.wait_until_finished()
         again = iter(train(Numbered(7), length=3))
         manager.restore(2, args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(again)))
-    assert equal(take(again, 4), reference[2:])
+    assert same_records(take(again, 4), reference[2:])
 
 
 @pytest.mark.slow
@@ -246,9 +243,9 @@ def test_worker_processes_give_the_same_batches_and_positions():
     reference = take(iter(train(source)), 5)
     workers = iter(train(source, num_workers=2))
     try:
-        assert equal(take(workers, 3), reference[:3])
+        assert same_records(take(workers, 3), reference[:3])
         threads = iter(train(source))
         threads.set_state(workers.get_state())
-        assert equal(take(threads, 2), reference[3:])
+        assert same_records(take(threads, 2), reference[3:])
     finally:
         workers.close()

@@ -24,17 +24,11 @@ from slotzoo.data.spec import Source
 from slotzoo.data.synthetic import maze
 from slotzoo.data.synthetic.maze import MazeSource
 from slotzoo.errors import DataError
+from tests.arrays import same_records
 from tests.data.sources import Numbered
 
 
 MAZES = {"length": 4, "size": 16, "clips": 7}
-
-
-def same(a, b):
-    return len(a) == len(b) and all(
-        a[i].keys() == b[i].keys() and all(np.array_equal(a[i][k], b[i][k]) for k in a[i])
-        for i in range(len(a))
-    )
 
 
 def prepared(folder, source=None, **options):
@@ -76,16 +70,16 @@ def test_prepared_records_are_those_of_the_source(tmp_path):
     found = prepared(tmp_path, progress=lambda done, total: seen.append((done, total)))
     assert isinstance(found, ArrayRecordSource) and isinstance(found, Source)
     source = MazeSource("train", **MAZES)
-    assert same(found, source)
+    assert same_records(found, source)
     assert (found.name, found.provenance, found.fingerprint) == ("dmlab", "embedded double", source.fingerprint)
     assert found.spec == source.spec and str(tmp_path) not in repr(found)
     assert len(list(tmp_path.glob("*.array_record"))) == 4 and not list(tmp_path.glob("*.array_record.json"))
     assert seen[-1] == (7, 7) and [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert verify(tmp_path) == 7
     found[3]
-    assert same(pickle.loads(pickle.dumps(found)), source)
+    assert same_records(pickle.loads(pickle.dumps(found)), source)
     found.close()
-    assert same(found, source)
+    assert same_records(found, source)
     with pytest.raises(IndexError):
         found[7]
 
@@ -116,10 +110,10 @@ def test_an_interrupted_preparation_goes_on_after_the_last_complete_shard(tmp_pa
         source.__repr__ = MazeSource.__repr__
     found = prepared(tmp_path, Counts("train", **MAZES))
     assert sorted(set(Counts.read)) == [0, 4, 5, 6]  # 0: to learn the size of a record
-    assert same(found, MazeSource("train", **MAZES)) and verify(tmp_path) == 7
+    assert same_records(found, MazeSource("train", **MAZES)) and verify(tmp_path) == 7
     assert not list(tmp_path.glob(".*.tmp"))
     Counts.read.clear()
-    assert same(prepared(tmp_path, Counts("train", **MAZES)), MazeSource("train", **MAZES))
+    assert same_records(prepared(tmp_path, Counts("train", **MAZES)), MazeSource("train", **MAZES))
     assert Counts.read == [0] * 0 or set(Counts.read) == {0}
 
 
@@ -155,7 +149,7 @@ prepare(Slow("train", length=4, size=16, clips=7), {str(tmp_path)!r}, workers=1,
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert not (tmp_path / "manifest.json").exists() and list(tmp_path.glob("0*.array_record"))
-    assert same(prepared(tmp_path), MazeSource("train", **MAZES)) and verify(tmp_path) == 7
+    assert same_records(prepared(tmp_path), MazeSource("train", **MAZES)) and verify(tmp_path) == 7
 
 
 def test_two_preparations_at_once_do_the_work_once(tmp_path):
@@ -174,7 +168,7 @@ def test_two_preparations_at_once_do_the_work_once(tmp_path):
     for thread in threads:
         thread.join()
     assert sorted(index for index in reads if index) == [1, 2, 3, 4, 5, 6]
-    assert same(ArrayRecordSource(tmp_path), MazeSource("train", **MAZES))
+    assert same_records(ArrayRecordSource(tmp_path), MazeSource("train", **MAZES))
 
 
 def test_a_folder_of_another_source_is_refused(tmp_path):
@@ -314,7 +308,7 @@ def test_windows_of_clips_cut_into_chunks(frames, chunk, data, tmp_path_factory)
     lengths = [frames, data.draw(st.integers(1, 9)), frames]
     source = Numbered(3, lengths=lengths)
     found = prepare(source, tmp_path_factory.mktemp("chunks"), chunk=chunk)
-    assert same(found, source) and [found.frames(i) for i in range(3)] == lengths
+    assert same_records(found, source) and [found.frames(i) for i in range(3)] == lengths
     index = data.draw(st.integers(0, 2))
     start = data.draw(st.integers(0, lengths[index] - 1))
     length = data.draw(st.integers(1, lengths[index] - start + 9))  # beyond the end: what a slice has
@@ -337,11 +331,11 @@ def test_a_folder_that_cannot_be_made_is_explained(tmp_path):
 def test_doubles_are_made_once_and_read_afterwards(tmp_path, monkeypatch):
     reference = MazeSource("train", **MAZES)
     first = open_source("dmlab", "train", cache=tmp_path, **MAZES)
-    assert isinstance(first, ArrayRecordSource) and same(first, reference)
+    assert isinstance(first, ArrayRecordSource) and same_records(first, reference)
     calls = []
     real = MazeSource.__getitem__
     monkeypatch.setattr(MazeSource, "__getitem__", lambda self, i: (calls.append(i), real(self, i))[1])
-    assert same(open_source("dmlab", "train", cache=tmp_path, **MAZES), first)
+    assert same_records(open_source("dmlab", "train", cache=tmp_path, **MAZES), first)
     assert set(calls) == {0}
     open_source("dmlab", "test", cache=tmp_path, **{**MAZES, "clips": 1})
     open_source("dmlab_encoded", "test", cache=tmp_path, **{**MAZES, "clips": 1})
@@ -359,7 +353,7 @@ def test_a_cache_of_an_older_generator_is_made_again(tmp_path, monkeypatch, capl
     monkeypatch.setattr(maze, "render", darker)
     with caplog.at_level(logging.WARNING):
         found = open_source("dmlab", "train", cache=tmp_path, **MAZES)
-    assert "another version of slotzoo" in caplog.text and same(found, MazeSource("train", **MAZES))
+    assert "another version of slotzoo" in caplog.text and same_records(found, MazeSource("train", **MAZES))
 
 
 def test_a_cache_that_another_process_makes_again_is_left_alone(tmp_path, monkeypatch, caplog):
@@ -379,14 +373,14 @@ def test_a_cache_that_another_process_makes_again_is_left_alone(tmp_path, monkey
         for path in (tmp_path / "new").glob("[!.]*"):
             shutil.copy(path, folder)
     other.join()
-    assert "another version of slotzoo" not in caplog.text and same(found[0], new)
+    assert "another version of slotzoo" not in caplog.text and same_records(found[0], new)
 
 
 def test_a_cache_that_cannot_be_written_is_said_and_not_needed(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     with caplog.at_level(logging.WARNING):
         found = open_source("dmlab", "train", cache=tmp_path / "file", **MAZES)
-    assert "the cache is not used" in caplog.text and same(found, MazeSource("train", **MAZES))
+    assert "the cache is not used" in caplog.text and same_records(found, MazeSource("train", **MAZES))
 
 
 @pytest.mark.parametrize(

@@ -16,16 +16,10 @@ from slotzoo.data.spec import FieldSpec, Source, check_record
 from slotzoo.data.synthetic.maze import MazeSource
 from slotzoo.data.synthetic.tokens import MazeTokenSource, encode_patches, palette
 from slotzoo.errors import ConfigError, DataError
+from tests.arrays import same_records
 
 
 OPTIONS = {"length": 5, "size": 16, "clips": 5}
-
-
-def same(a, b):
-    return len(a) == len(b) and all(
-        a[i].keys() == b[i].keys() and all(np.array_equal(a[i][k], b[i][k]) for k in a[i])
-        for i in range(len(a))
-    )
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +41,17 @@ def encoded_root(tmp_path_factory):
 def test_teco_layout_gives_the_same_records(teco_root):
     source = open_source("dmlab", "test", root=teco_root)
     assert isinstance(source, TecoSource) and isinstance(source, Source)
-    assert same(source, MazeSource("test", **OPTIONS))
+    assert same_records(source, MazeSource("test", **OPTIONS))
     check_record(source[0], source.spec, "clip 0")
     assert source.spec["video"].shape == (None, 16, 16, 3)
     assert source.fingerprint != open_source("dmlab", "train", root=teco_root).fingerprint
-    assert same(pickle.loads(pickle.dumps(source)), source)
+    assert same_records(pickle.loads(pickle.dumps(source)), source)
 
 
 def test_encoded_layout_gives_the_same_records(encoded_root):
     source = open_source("dmlab_encoded", "train", root=encoded_root)
     assert isinstance(source, EncodedSource) and isinstance(source, Source)
-    assert same(source, MazeTokenSource("train", **OPTIONS))
+    assert same_records(source, MazeTokenSource("train", **OPTIONS))
     assert source.spec["tokens"].shape == (None, 4, 4)
     for root in (encoded_root, encoded_root / "1.0.0"):
         assert open_source("dmlab_encoded", "train", root=root).provenance == "embedded double"
@@ -74,7 +68,7 @@ def test_an_export_beside_the_clips_of_another_one_is_refused(teco_root, encoded
     fewer = MazeSource("train", **{**OPTIONS, "clips": 1})
     with pytest.raises(DataError, match=r"train has \d other clips \(0000/000001.npz\).*choose another folder"):
         export_teco(fewer, tmp_path / "dmlab", "train", per_folder=2)
-    assert same(open_source("dmlab", "train", root=tmp_path / "dmlab"), MazeSource("train", **OPTIONS))
+    assert same_records(open_source("dmlab", "train", root=tmp_path / "dmlab"), MazeSource("train", **OPTIONS))
     export_teco(MazeSource("train", **OPTIONS), tmp_path / "dmlab", "train", per_folder=2)  # the same again
     shutil.copytree(encoded_root, tmp_path / "dmlab_encoded")
     with pytest.raises(DataError, match="2 shards of split 'train' of another export"):
@@ -87,10 +81,10 @@ def test_encoded_sets_without_descriptions_and_of_old_tfds_are_read(encoded_root
     shutil.copytree(encoded_root / "1.0.0", folder)
     (folder / "features.json").unlink()
     (folder / "dataset_info.json").unlink()
-    assert same(EncodedSource(tmp_path, "train"), reference)
+    assert same_records(EncodedSource(tmp_path, "train"), reference)
     content = json.dumps({"shape": [None, 4, 4], "dtype": "uint16", "encoding": "none"})
     (folder / "features.json").write_text(json.dumps({"content": {"video": {"content": content}}}))
-    assert same(EncodedSource(folder, "train"), reference)
+    assert same_records(EncodedSource(folder, "train"), reference)
     (folder / "features.json").write_text("{}")
     with pytest.raises(DataError, match=r"features.json: not the features of an encoded video set"):
         EncodedSource(tmp_path, "train")

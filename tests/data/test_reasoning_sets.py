@@ -3,7 +3,6 @@
 import hashlib
 import pickle
 
-import av
 import numpy as np
 import pytest
 
@@ -180,6 +179,7 @@ def test_rays_meet_a_cone_where_it_is():
 
 
 def write_video(path, frames):
+    av = pytest.importorskip("av", reason="the extra `video` is not installed")
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=24)
         stream.width, stream.height = frames.shape[2], frames.shape[1]

@@ -15,15 +15,10 @@ from slotzoo.data.synthetic.digits import digits, read_idx
 from slotzoo.data.synthetic.layout import make_maze
 from slotzoo.data.synthetic.moving_mnist import MovingMnistSource, trajectory
 from slotzoo.errors import ConfigError, DataError
+from tests.arrays import same_records
 
 
 SMALL = dict(length=12, size=16, clips=5)
-
-
-def same(a, b):
-    return len(a) == len(b) and all(
-        all(np.array_equal(a[i][name], b[i][name]) for name in a.spec) for i in range(len(a))
-    )
 
 
 def write_idx(path, images):
@@ -36,7 +31,7 @@ def write_idx(path, images):
 
 def test_clips_depend_on_their_index_alone():
     source = MovingMnistSource("train", **SMALL)
-    assert same(source, MovingMnistSource("train", **SMALL))
+    assert same_records(source, MovingMnistSource("train", **SMALL))
     assert not np.array_equal(source[0]["video"], source[1]["video"])
     assert not np.array_equal(source[0]["video"], MovingMnistSource("test", **SMALL)[0]["video"])
     assert not np.array_equal(source[0]["video"], MovingMnistSource("train", **SMALL, seed=1)[0]["video"])
@@ -44,7 +39,7 @@ def test_clips_depend_on_their_index_alone():
     assert np.array_equal(longer[2]["video"][:12], source[2]["video"])
     assert np.array_equal(longer.window(2, 7, 5)["video"], source[2]["video"][7:])
     assert longer.fingerprint != source.fingerprint
-    assert same(pickle.loads(pickle.dumps(source)), source)
+    assert same_records(pickle.loads(pickle.dumps(source)), source)
 
 
 def test_digits_keep_their_place_and_brightness():
@@ -73,8 +68,8 @@ def test_the_users_mnist_is_taken(tmp_path, name):
     by_root = open_source("moving_mnist", "train", root=tmp_path, **SMALL)
     by_option = open_source("moving_mnist", "train", mnist=str(tmp_path), **SMALL)
     shipped = open_source("moving_mnist", "train", **SMALL)
-    assert same(by_root, by_option) and by_root.provenance == by_option.provenance == "real"
-    assert shipped.provenance == "embedded double" and not same(by_root, shipped)
+    assert same_records(by_root, by_option) and by_root.provenance == by_option.provenance == "real"
+    assert shipped.provenance == "embedded double" and not same_records(by_root, shipped)
     assert "7 MNIST digits of" in by_root.about and "the 1,000 MNIST digits that ship" in shipped.about
     assert by_root.fingerprint != shipped.fingerprint
 
@@ -82,7 +77,9 @@ def test_the_users_mnist_is_taken(tmp_path, name):
 def test_what_is_said_of_a_generator_stays_with_its_copy(tmp_path):
     copy = prepare(MovingMnistSource("train", **SMALL), tmp_path / "train")
     assert "1,000 MNIST digits" in copy.about and copy.provenance == "embedded double"
-    assert same(open_source("moving_mnist", "train", root=tmp_path), MovingMnistSource("train", **SMALL))
+    assert same_records(
+        open_source("moving_mnist", "train", root=tmp_path), MovingMnistSource("train", **SMALL)
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,7 +123,7 @@ def test_published_files_are_read(tmp_path, layout):
         save(tmp_path / "train" / "a.npz", data=clips[:2])
         save(tmp_path / "train" / "b.npz", data=clips[2:])
     source = open_source("moving_mnist", "train", root=tmp_path)
-    assert isinstance(source, MovingMnistFiles) and same(source, double)
+    assert isinstance(source, MovingMnistFiles) and same_records(source, double)
     # Out of order, and in another process.
     copy = pickle.loads(pickle.dumps(source))
     for index in (4, 0, 3, 1):
@@ -186,7 +183,7 @@ def mp4_root(tmp_path_factory):
 def test_doubles_have_the_published_spec(name):
     source = open_source(name, "train", length=3, clips=2)
     assert source.spec["video"].shape == (None, 128, 128, 3) and source.spec["actions"].high == 5
-    assert same(source, open_source(name, "train", length=3, clips=2))
+    assert same_records(source, open_source(name, "train", length=3, clips=2))
     assert source.name == name and source.provenance == "embedded double"
     other = open_source({"minecraft": "habitat", "habitat": "minecraft"}[name], "train", length=3, clips=2)
     assert other.fingerprint != source.fingerprint
@@ -224,7 +221,7 @@ def test_mp4_windows_are_slices_of_the_clip(mp4_root):
         assert np.array_equal(window["actions"], whole["actions"][start : start + length])
     batch = next(iter(make_pipeline(source, batch_size=2, seed=0, train=True, length=8)))
     assert batch["video"].shape == (2, 8, 48, 48, 3)
-    assert same(pickle.loads(pickle.dumps(source)), source)
+    assert same_records(pickle.loads(pickle.dumps(source)), source)
 
 
 def copied(mp4_root, tmp_path, name="0.mp4"):
@@ -291,4 +288,4 @@ def test_published_tokens_of_each_set_are_read(tmp_path):
         double = open_source(name, "train", length=4, size=32, clips=3)
         export_encoded(double, tmp_path / name, "train")
         source = open_source(name, "train", root=tmp_path / name)
-        assert source.name == name and same(source, double)
+        assert source.name == name and same_records(source, double)
