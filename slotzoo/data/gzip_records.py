@@ -154,7 +154,8 @@ class GzipRecords:
 
     Picklable and safe in threads and after a fork. `count` is the number of records, where it is known: it sets
     how far apart the copies of the decompression's state lie. The data's own checksums are not compared, which
-    would take longer than everything else: `scan` reads to the end, where GZIP has one over all.
+    would take longer than everything else. GZIP has one over the whole file, at its end: only a `scan` without a
+    `limit` below the number of records gets there. Reading single records notices what cannot be decompressed, no more.
     """
 
     def __init__(self, path: str | pathlib.Path, count: int = 0):
@@ -169,7 +170,11 @@ class GzipRecords:
         self._recent: OrderedDict[int, bytes] = OrderedDict()
 
     def scan(self, read: Callable[[int, bytes], None], limit: int | None = None) -> int:
-        """Call `read(number, data)` for every record, or the first `limit`, in order; return how many."""
+        """Call `read(number, data)` for every record, or the first `limit`, in order; return how many.
+
+        To the end of the file it also compares GZIP's checksum. **Raises** `DataError` where that is wrong, or the
+        file is cut off.
+        """
         stream = _Stream(self.path)
         try:
             number = 0
