@@ -4,7 +4,6 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Int
 
 
@@ -128,6 +127,8 @@ def pairwise_huber(
 
 def hungarian_loss(cost: Float[Array, "object slot"]) -> Float[Array, ""]:
     """The least sum of costs of a one-to-one assignment; the gradient is that of the assigned entries."""
+    import optax  # here: models import this file, and ought to need no optimisers
+
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         rows, columns = optax.assignment.hungarian_algorithm(jax.lax.stop_gradient(cost))
     return jnp.sum(cost[rows, columns])

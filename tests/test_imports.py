@@ -1,7 +1,10 @@
-"""Who may import whom (the design's section 2), read from the source text."""
+"""Who may import whom (the design's section 2), read from the source text; and what importing a part brings in."""
 
 import ast
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -21,7 +24,7 @@ ALLOWED = {
     "losses": BASE | {"ops"},
     "metrics": BASE | {"ops", "metrics"},
     "viz": BASE | {"ops", "viz"},
-    "data": BASE | {"data"},
+    "data": {"errors", "files", "data"},  # precision and prng import jax
     "tasks": BASE | {"ops", "nn", "models", "losses", "metrics", "viz", "tasks"},
     "train": BASE | {"train"},
 }
@@ -66,3 +69,26 @@ def test_every_part_is_ruled():
     }
     parts |= {p.stem for p in (ROOT / "slotzoo").glob("*.py")} - {"__init__"}
     assert parts <= set(ALLOWED), f"tell ALLOWED what {parts - set(ALLOWED)} may import"
+
+
+def test_light_parts_stay_light():
+    """Data without jax, models without optimisers, readers of data and the command line."""
+    code = """
+import sys
+
+def brought(*names):
+    return [name for name in names if name in sys.modules]
+
+import slotzoo.data
+assert not (found := brought("jax", "equinox", "grain", "optax", "av", "h5py")), found
+import slotzoo.models
+assert not (found := brought("optax", "chex", "orbax", "grain", "flax", "hydra", "slotzoo.train")), found
+"""
+    # jaxtyping's own checks import jax, so they are off.
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "SLOTZOO_TYPECHECK": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
