@@ -115,6 +115,27 @@ def eval_batches(run: RunSettings, opened: Source) -> BatchDataset:
     )
 
 
+def on_split(run: RunSettings, split: str) -> RunSettings:
+    """The settings for measuring on `split`: clips have `data.test_length` frames only in the test split, in the others
+    `data.length`, and rollouts go no further than these do.
+    """
+    if split == "test":
+        return run
+    whole = run.data.length
+    cut = [r if (r.length or 0) <= whole else dataclasses.replace(r, length=whole) for r in run.eval.rollouts]
+    rollouts = [r for i, r in enumerate(cut) if r.context < whole and r not in cut[:i]]
+    if cut and not rollouts:
+        raise ConfigError(
+            f"split={split}: its clips have data.length={whole} frames, which leaves nothing to predict after a "
+            f"context of {min(r.context for r in cut)}; split=test has longer ones."
+        )
+    return dataclasses.replace(
+        run,
+        data=dataclasses.replace(run.data, test_length=None),
+        eval=dataclasses.replace(run.eval, rollouts=rollouts),
+    )
+
+
 def _held_out_length(run: RunSettings) -> int:
     """Frames of a held-out clip: no more than the longest rollout needs, all where objects are followed."""
     whole = run.data.test_length or run.data.length

@@ -70,8 +70,8 @@ def evaluate_run(asked, folder):
         if getattr(asked, name) is not None:
             setattr(settings.eval, name, getattr(asked, name))
     settings.eval.rollouts = settings.eval.protocol or settings.eval.rollouts
-    opened = open_run(folder, settings, spread=True)
-    run, mesh = opened.settings, build.mesh(opened.settings)
+    opened = open_run(folder, build.on_split(settings, asked.split), split=asked.split, spread=True)
+    run, mesh = opened.settings, opened.mesh
     source = build.source(run.data, asked.split)
     out = free(folder.path / "evaluation" / f"step_{opened.step}_{asked.split}")
     out.mkdir(parents=True)

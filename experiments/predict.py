@@ -33,7 +33,6 @@ def predict(config: DictConfig) -> int:
     from slotzoo.files import write_npz
     from slotzoo.prng import stream
     from slotzoo.tasks.object_images import ObjectImagesTask
-    from slotzoo.tasks.object_videos import ObjectVideosTask
     from slotzoo.train.signals import STOPPED_EXIT_CODE, Signals
     from slotzoo.viz.images import write_png
     from slotzoo.viz.objects import object_grid, write_apart
@@ -44,19 +43,25 @@ def predict(config: DictConfig) -> int:
     asked = validate.settings(config, PredictSettings)
     build.plugins(asked.plugins)
     folder = RunFolder(Path(asked.run).expanduser())
-    opened = open_run(folder)
-    task = opened.task
-    if isinstance(task, ObjectVideosTask):
-        return follow_video(asked, folder, opened)
-    if not isinstance(task, ObjectImagesTask):
+    settings = folder.read_settings()
+    if settings.task not in ("object_images", "object_videos"):
         raise ConfigError(
-            f"run={asked.run}: a {opened.settings.task} run takes neither images nor videos apart; give one of Slot "
+            f"run={asked.run}: a {settings.task} run takes neither images nor videos apart; give one of Slot "
             "Attention, SLATE, GNM, SAVi, STATM or OC-SlotSSM."
         )
+    if settings.task == "object_videos":
+        if asked.video is None:
+            raise ConfigError(
+                f"video is missing: {settings.name} follows objects in videos; add video=clip.mp4."
+            )
+        return follow_video(asked, folder, open_run(folder, split=None))
     if asked.images is None:
-        raise ConfigError(f"images is missing: {opened.settings.name} takes pictures; add images=FOLDER.")
+        raise ConfigError(f"images is missing: {settings.name} takes pictures; add images=FOLDER.")
     top = Path(asked.images).expanduser()
     paths = find_pictures(top)
+    opened = open_run(folder, split=None)
+    task = opened.task
+    assert isinstance(task, ObjectImagesTask)
     places = folders(paths, top)
     size, channels = image_size(opened.module.config)
     default = folder.path / "predictions" / f"step_{opened.step}"
@@ -118,10 +123,6 @@ def follow_video(asked, folder, opened) -> int:
     from slotzoo.viz.tracks import track_arrays, track_strip, write_track
 
     config = tracker(opened.module).config
-    if asked.video is None:
-        raise ConfigError(
-            f"video is missing: {opened.settings.name} follows objects in videos; add video=clip.mp4."
-        )
     path = Path(asked.video).expanduser()
     clip = read_clip(path, config.height, frames=asked.frames)
     hints = {}

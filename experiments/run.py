@@ -6,18 +6,19 @@ from typing import Any
 
 import equinox as eqx
 import jax
+from jax.sharding import Mesh
 from omegaconf import DictConfig
 
 from experiments import build, first_stage, initial, validate
 from experiments.folder import MAY_CHANGE, Lock, RunFolder, flat_settings, meet
 from experiments.schema import RunSettings
 from slotzoo.data import Source
-from slotzoo.errors import ConfigError
-from slotzoo.train.checkpoint import load_model
+from slotzoo.errors import CheckpointError, ConfigError
+from slotzoo.train.checkpoint import load_model, read_card
 from slotzoo.train.distributed import initialize
 from slotzoo.train.logging import RunLogger
 from slotzoo.train.loop import FitResult, fit
-from slotzoo.train.mesh import local_mesh
+from slotzoo.train.mesh import local_mesh, make_mesh
 from slotzoo.train.optimizer import learning_rate, make_optimizer
 from slotzoo.train.resume import check_resume
 from slotzoo.train.sharding import place, whole
@@ -233,22 +234,38 @@ class OpenedRun:
     module: Any  # what the training state held
     frozen: Any
     step: int
+    mesh: Mesh  # all devices, for batches; `module` and `frozen` are on each of them where that was asked for
 
 
-def open_run(folder: RunFolder, run: RunSettings | None = None, *, spread: bool = False) -> OpenedRun:
+def open_run(
+    folder: RunFolder, run: RunSettings | None = None, *, split: str | None = "test", spread: bool = False
+) -> OpenedRun:
     """Load a run from its newest readable checkpoint, the averaged parameters where it kept them.
 
-    They lie on the first device; with `spread` on each of the run's mesh, for batches that are spread over it.
+    What of the model's sizes follows from the data set is read off `split` of it; with None it is what training found,
+    and no data set has to be there. The parameters lie on the first device; with `spread` on each of the mesh, for
+    batches that are spread over it.
 
     **Raises** `ConfigError` where `folder` is no run, `CheckpointError` where it has no checkpoint that can be read.
     """
     run = folder.read_settings() if run is None else run
     stage = first_stage.read(run, folder)
-    run = build.complete(run, stage.tokenizer, build.source(run.data, "test").spec)
+    trained = None if split is not None else _as_trained(run, folder)
+    run = trained or build.complete(run, stage.tokenizer, build.source(run.data, split or "test").spec)
     task = build.task(run)
     shapes = eqx.filter_eval_shape(build.module(run, task), jax.random.key(0))
     module, step = load_model(folder.checkpoints, shapes)
-    frozen = build.frozen(task, stage.tokenizer)
+    frozen, mesh = build.frozen(task, stage.tokenizer), make_mesh()
     if spread:
-        module, frozen = (place(tree, build.mesh(run), "replicated") for tree in (module, frozen))
-    return OpenedRun(run, folder, task, module, frozen, step)
+        module, frozen = (place(tree, mesh, "replicated") for tree in (module, frozen))
+    return OpenedRun(run, folder, task, module, frozen, step, mesh)
+
+
+def _as_trained(run: RunSettings, folder: RunFolder) -> RunSettings | None:
+    """`run` with the model's fields as the newest checkpoint's card has them; None where that cannot be read."""
+    try:
+        settings = read_card(folder.checkpoints).get("settings", {})
+    except CheckpointError:  # load_model takes an older one, or says so
+        return None
+    fields = {key.removeprefix("model."): value for key, value in settings.items() if key.startswith("model.")}
+    return dataclasses.replace(run, model=fields) if fields else None

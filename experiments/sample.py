@@ -55,8 +55,8 @@ def sample(config: DictConfig) -> int:
     if asked.context is not None:
         # Of whole clips: they are read no further than the rollouts that are measured need.
         settings.eval.rollouts = [RolloutSettings(asked.context, asked.actions)]
-    opened = open_run(folder, settings, spread=True)
-    task, mesh = opened.task, build.mesh(opened.settings)
+    opened = open_run(folder, build.on_split(settings, asked.split), split=asked.split, spread=True)
+    task, mesh = opened.task, opened.mesh
     assert isinstance(task, VideoPredictionTask)
     rollouts = task.config.rollouts
     whole = opened.settings.data.test_length or opened.settings.data.length

@@ -91,3 +91,52 @@ def test_a_context_of_ones_own_may_be_longer_than_what_is_measured(tmp_path, mon
     with pytest.raises(ConfigError, match="far enough"):
         sample.sample(OmegaConf.structured(asked))
     assert build._held_out_length(opened[0]) == 128 == settings.data.test_length
+
+
+def begun(exp, path, *typed):
+    """The folder of a run that was begun, and has no checkpoint yet."""
+    composed = experiment(exp, ["scale=tiny", f"runs_dir={path}", *typed])
+    settings = validate.settings(validate.with_scale(composed, typed, accelerator=False), schema.RunSettings)
+    folder = RunFolder.of(settings)
+    folder.write_settings(settings)
+    return folder
+
+
+@pytest.mark.parametrize("command", ["evaluate", "sample"])
+def test_rollouts_on_training_clips_end_with_them(command, tmp_path, monkeypatch):
+    """Only held-out clips have data.test_length frames, here 128; the others have 32."""
+    folder, opened = begun("convs5_mnist300", tmp_path), []
+
+    def open_run(folder, settings, **options):
+        opened.append((settings, options["split"]))
+        raise ConfigError("far enough")
+
+    monkeypatch.setattr(run, "open_run", open_run)
+    module, settings = COMMANDS[command]
+    for split in ("test", "train"):
+        with pytest.raises(ConfigError, match="far enough"):
+            module(OmegaConf.structured(settings(run=str(folder.path), split=split)))
+    (held_out, first), (trained, second) = opened
+    lengths = lambda settings: [(r.context, r.length) for r in settings.eval.rollouts]
+    assert (lengths(held_out), first) == ([(10, 32), (10, 128)], "test")
+    assert (lengths(trained), second) == ([(10, 32)], "train")
+    assert build._held_out_length(trained) == 32 == len(build.source(trained.data, "train")[0]["video"])
+    held_out.data.length = 10
+    with pytest.raises(
+        ConfigError, match="split=val: its clips have data.length=10 frames, .* a context of 10"
+    ):
+        build.on_split(held_out, "val")
+
+
+@pytest.mark.parametrize(
+    ("exp", "said"),
+    [
+        ("slot_attention_tetrominoes", "images is missing: .* takes pictures; add images=FOLDER"),
+        ("savi_small_movi_a", r"video is missing: .* follows objects in videos; add video=clip\.mp4"),
+        ("slotssm_depth", "takes neither images nor videos apart; give one of Slot Attention"),
+    ],
+)
+def test_what_a_run_takes_apart_is_said_before_it_is_loaded(exp, said, tmp_path):
+    folder = begun(exp, tmp_path)
+    with pytest.raises(ConfigError, match=said):
+        predict.predict(OmegaConf.structured(schema.PredictSettings(run=str(folder.path))))
