@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import pickle
+import re
 
 import equinox as eqx
 import jax
@@ -12,9 +13,14 @@ import pytest
 
 from slotzoo.errors import WeightsError
 from slotzoo.models import model_config
+from slotzoo.models.kl_vae import KLVAE
+from slotzoo.models.teco import TECO
+from slotzoo.models.video import VideoPixels, VideoTokens
 from slotzoo.models.vqgan import VQGAN
 from slotzoo.weights import named_leaves
-from slotzoo.weights.convert import convssm, convssm_baselines, convssm_vqgan
+from slotzoo.weights.convert import convssm, convssm_baselines, convssm_teco, convssm_vqgan
+from slotzoo.weights.convert.rules import to_seed
+from tests.arrays import random_module
 
 
 ARGS = dict(
@@ -106,6 +112,117 @@ def test_args_that_do_not_fit(arrays, tmp_path, args, sentence):
     run = write_run(tmp_path / "run", args, arrays)
     with pytest.raises(WeightsError, match=sentence):
         convssm.convert_run(run)
+
+
+# The sizes of a small run of every kind, with tokens of ARGS where it has some: 4 x 4 of 2 numbers, 3 codes.
+COMMON = dict(
+    use_actions=True,
+    action_dim=6,
+    action_embed_dim=4,
+    dropout_actions=True,
+    action_dropout_rate=0.5,
+    action_mask_id=-1,
+    frame_mask_id=-2,
+    causal_masking=True,
+    open_loop_ctx=3,
+    open_loop_ctx_1=4,
+    open_loop_ctx_2=3,
+    drop_loss_rate=0.0,
+    loss_weight=0.5,
+    n_cond=1,
+    channels=1,
+    embedding_dim=10,
+    z_ds=2,
+    latent_height=8,
+    latent_width=8,
+    encoder=dict(depths=[32, 32], blocks=1),
+    decoder=dict(depths=[32, 32], blocks=1),
+    vqvae_ckpt="/home/author/runs/vqgan",
+)
+STACK = dict(n_layers=2, dropout=0.0, use_norm=True, prenorm=False, per_layer_skip=True, skip_connections=False)
+S5 = dict(d_model=8, seq_model=STACK, ssm=dict(ssm_size=12, blocks=2, clip_eigs=True, dt_min=1e-3, dt_max=0.1))
+LAYERS = dict(embed_dim=16, mlp_dim=24, num_heads=4, num_layers=2, dropout=0.0, attention_dropout=0.0)
+TRANSFORMER = dict(z_tfm_kwargs=LAYERS, seq_len=7)
+LSTM = dict(d_model=8, seq_model=STACK, ssm=dict(ssm_size=8, kernel_size=3))
+CODES = dict(
+    codebook=dict(n_codes=14, proj_dim=6),
+    z_git=dict(vocab_dim=12, mask_schedule="cosine", tfm_kwargs=LAYERS),
+    T_draft=3,
+    T_revise=2,
+    M=1,
+)
+TOKENS = (3, 2, 4, 4)
+TECO_TOKENS = dict(zip(("num_codes", "code_dim", "height", "width"), TOKENS, strict=True))
+
+
+KINDS = [
+    ("S5", S5, "s5_dmlab", VideoTokens),
+    ("transformer", TRANSFORMER, "transformer_dmlab", VideoTokens),
+    ("transformer_noVQ", TRANSFORMER, "transformer_mnist300", VideoPixels),
+    ("convLSTM_noVQ", LSTM, "convlstm_mnist300", VideoPixels),
+    ("teco_S5", S5 | CODES, "teco_s5_dmlab", TECO),
+    ("teco_transformer", TRANSFORMER | CODES, "teco_transformer_dmlab", TECO),
+]
+
+
+def seed_names(model, rules):
+    """Under which names the seed has the leaves of `model`: `rules` read from ours to theirs."""
+    found = {}
+    for leaf in named_leaves(model):
+        for rule in rules:
+            if match := re.fullmatch(re.escape(rule.ours).replace(r"\{\}", "(.+)"), leaf):
+                name = rule.seed
+                for value in match.groups():
+                    name = re.sub(r"\([^()]*\)", value, name, count=1)
+                if re.fullmatch(rule.seed, name):
+                    found[leaf] = name
+    assert set(found) == set(named_leaves(model))
+    return list(found.values())
+
+
+@pytest.mark.parametrize("kind, sizes, name, build", KINDS)
+def test_every_kind_of_run(arrays, tmp_path, kind, sizes, name, build):
+    """What is written under the seed's names comes back; the numbers that it computes: tests/parity."""
+    args = COMMON | sizes | {"model": kind}
+    if build is TECO:
+        config = convssm_teco.teco_config(args, **TECO_TOKENS)
+        rules = convssm_teco.teco(config)
+    else:
+        tokens = TOKENS if build is VideoTokens else None
+        config = convssm_baselines.baseline_config(kind, args, tokens=tokens)
+        rules = convssm_baselines.baseline(config)
+    model = random_module(lambda: build(config, key=jax.random.key(0)))
+    held = to_seed(model, seed_names(model, rules), rules)
+    if kind == "transformer":
+        held[convssm_baselines.UNUSED] = np.zeros(3, np.float32)
+    write_run(tmp_path / "vqgan", ARGS, arrays)
+    run = write_run(
+        tmp_path / "run", args, {f"param/{path}": array for path, array in held.items()}, steps=(7,)
+    )
+    found = convssm.convert_run(run)
+    assert (found.name, found.step, found.config) == (name, 7, config)
+    assert eqx.tree_equal(found.model, model)
+
+
+def test_a_kl_vae(tmp_path):
+    args = ARGS | {"model": "autoencoder", "double_z": True, "dropout": 0.0}
+    config = convssm_vqgan.kl_config(args)
+    model = random_module(lambda: KLVAE(config, key=jax.random.key(0)))
+    leaves = named_leaves(model)
+    held = {theirs: np.asarray(leaves[ours]) for ours, theirs in convssm_vqgan.leaves(model).items()}
+    assert len(held) == len(leaves)
+    found = convssm.convert_run(write_run(tmp_path / "run", args, held))
+    assert (found.name, found.config) == ("kl_vae", config)
+    assert eqx.tree_equal(found.model, model)
+
+
+def test_no_kind_is_left_out():
+    """The rest is in this file or, with the recorded checkpoints, in tests/parity."""
+    tested = {
+        mark.args[1][i][0] for mark in test_every_kind_of_run.pytestmark for i in range(len(mark.args[1]))
+    }
+    recorded = {"vqgan", "convS5_noVQ", "convS5", "teco_convS5"}
+    assert tested | recorded | {"autoencoder"} == set(convssm._CONVERTERS)
 
 
 @pytest.mark.parametrize("hidden", [{}, {"frame_mask_id": "None"}])
