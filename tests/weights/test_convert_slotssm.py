@@ -70,8 +70,13 @@ def made(config, folder):
 
 @pytest.mark.parametrize(
     "config",
-    [SMALL, OBJECTS, dataclasses.replace(OBJECTS, out_resolution=16)],
-    ids=["vit", "broadcast, 16 times", "broadcast, 8 times"],
+    [
+        SMALL,
+        OBJECTS,
+        dataclasses.replace(OBJECTS, out_resolution=16),
+        dataclasses.replace(SMALL, normalise="none", target="image", decode="last"),
+    ],
+    ids=["vit", "broadcast, 16 times", "broadcast, 8 times", "plain pixels, one image"],
 )
 def test_there_and_back(config, tmp_path):
     model, folder = made(config, tmp_path / "checkpoint_step_12")
@@ -118,6 +123,7 @@ def test_folders_of_something_else(tmp_path):
         ("slotssm", {"num_slots": "six"}, "do not describe a SlotSSM.*expected int, got 'six'"),
         ("slotssm", {"mamba_headdim": 7}, "cannot be split into heads of 7"),
         ("slotssm", {"num_blocks": 3}, "missing"),
+        ("slotssm", {"normalise": "zero_one"}, "do not describe a SlotSSM.*'zero_one'"),
         ("vitencoder", {"output_size": 9}, "tokens of 9 channels, the slots read 6"),
         ("vitencoder", {"hidden_act": "relu"}, "the zoo's has 'gelu' there"),
         ("vitdecoder", {"input_size": 9}, "takes slots of 9 channels, they have 8"),

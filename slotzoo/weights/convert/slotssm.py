@@ -43,6 +43,9 @@ from slotzoo.weights.torch_file import read_torch
 ENCODERS = ("vitencoder", "cnnencoder")
 DECODERS = ("vitdecoder", "sbdecoder")
 MOST_CONFIG_BYTES = 1 << 20
+# What the released code leaves to its loader and its job stands under our names in the slots' config.json, where
+# transformers keeps names that it does not know; a checkpoint of theirs is silent about it.
+OWN: dict[str, Any] = dict(normalise="imagenet", target="video", decode="every")
 # What transformers fills in where a config.json is silent.
 STACK_DEFAULTS: dict[str, Any] = dict(
     num_slots=32,
@@ -202,7 +205,7 @@ def slotssm_config(
     if sizes["mamba_version"] not in ("mamba1", "mamba2"):
         raise WeightsError(f"mamba_version={sizes['mamba_version']!r} is none of 'mamba1', 'mamba2'.")
     found = dict(
-        normalise="imagenet",
+        **{name: sizes.get(name, default) for name, default in OWN.items()},
         num_slots=sizes["num_slots"],
         dim=sizes["d_model"],
         token_dim=sizes["input_d_model"],
@@ -325,6 +328,7 @@ def _released(c: SlotSSMConfig) -> dict[str, tuple[str, dict[str, Any]]]:
         mamba_d_conv=c.conv_width,
         mamba_expand=int(c.expand),
         mamba_headdim=c.ssm_head_dim,
+        **{name: getattr(c, name) for name, default in OWN.items() if getattr(c, name) != default},
     )
     return {"encoder": _released_encoder(c), "slotssm": ("slotssm", stack), "decoder": _released_decoder(c)}
 
