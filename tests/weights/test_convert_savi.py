@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import msgpack
 import numpy as np
@@ -62,6 +63,49 @@ def test_gates_are_joined_and_parted():
     assert set(again) == set(params)
     for path, array in params.items():
         np.testing.assert_array_equal(again[path], array)
+
+
+def test_slots_of_segments():
+    """The recorded run, its slots told by segments: sizes are those of the section and of the arrays."""
+    theirs, params = load_case(RUN).config["model"], savi.read_checkpoint(RUN)[0]
+    cnn = {"module": "x.CNN", "features": [4, 6], "kernel_size": [[3, 3]] * 2, "strides": [[2, 2], [1, 1]]}
+    section = {
+        "module": "savi.modules.SegmentationEncoderStateInit",
+        "max_num_slots": 5,
+        "backbone": cnn,
+        "pos_emb": {"module": "x.PositionEmbedding", "embedding_type": "linear", "update_type": "project_add"},
+        "reduction": "all_flatten",
+        "output_transform": {"module": "x.MLP", "hidden_size": 10, "output_size": 8, "layernorm": None},
+        "zero_background": True,
+    }
+    config = savi.seed_config(theirs | {"initializer": section}, params)
+    assert (config.conditioning, config.num_slots, config.zero_background) == ("segmentation", 5, True)
+    shapes = {
+        "CNN_0/conv_0": (3, 3, 1, 4),
+        "CNN_0/conv_1": (3, 3, 4, 6),
+        "PositionEmbedding_0/dense_pe_0": (2, 6),
+    }
+    cells = config.height * config.width // 4
+    shapes |= {"MLP_0/dense_mlp_0": (6 * cells, 10), "MLP_0/dense_mlp_1": (10, 8)}
+    rng, inside = np.random.default_rng(0), "SegmentationEncoderStateInit_0/FrameEncoder_0/"
+    own = {path: array for path, array in params.items() if not path.startswith("CoordinateEncoderStateInit_0")}
+    for path, shape in shapes.items():
+        own[f"{inside}{path}/kernel"] = rng.normal(size=shape).astype(np.float32)
+        own[f"{inside}{path}/bias"] = rng.normal(size=shape[-1:]).astype(np.float32)
+    grid = (1, config.height // 2, config.width // 2, 2)
+    own[f"{inside}PositionEmbedding_0/pos_embedding"] = rng.normal(size=grid).astype(np.float32)
+    model = savi.parameters(
+        own, eqx.filter_eval_shape(lambda: savi.build(config, key=jax.random.key(0))), config
+    )
+    np.testing.assert_array_equal(
+        model.initializer.embed.layers[0].weight, own[f"{inside}MLP_0/dense_mlp_0/kernel"]
+    )
+    for change, message in (
+        ({"backbone": cnn | {"kernel_size": [[5, 5]] * 2}}, "3 x 3 convolutions"),
+        ({"backbone": cnn | {"norm_type": "group"}}, "a CNN without norms"),
+    ):
+        with pytest.raises(WeightsError, match=f"does not describe a SAVi or STATM: .*{message}"):
+            savi.convert_checkpoint(RUN, model=theirs | {"initializer": section | change})
 
 
 def test_what_is_no_checkpoint(tmp_path):

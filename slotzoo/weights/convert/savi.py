@@ -198,6 +198,20 @@ def _seed_initializer(first: Mapping[str, Any], params: Mapping[str, np.ndarray]
             return dict(conditioning=None, init="learned", num_slots=slots)
         case "GaussianStateInit":
             return dict(conditioning=None, init="gaussian", num_slots=first["shape"][0])
+        case "SegmentationEncoderStateInit":
+            backbone = first["backbone"]
+            if backbone["module"].rpartition(".")[2] != "CNN" or backbone.get("norm_type"):
+                raise ConfigError("segments are encoded by a CNN without norms; the zoo has no other there.")
+            if _kernel(backbone) != 3 or first.get("reduction", "all_flatten") != "all_flatten":
+                raise ConfigError("segments are encoded by 3 x 3 convolutions and then flattened in the zoo.")
+            return dict(
+                conditioning="segmentation",
+                num_slots=first["max_num_slots"],
+                segment_widths=tuple(backbone["features"]),
+                segment_strides=tuple(_one(pair) for pair in backbone["strides"]),
+                init_width=first["output_transform"]["hidden_size"],
+                zero_background=first.get("zero_background", False),
+            )
         case "NoHintsEncoderStateInit":
             return dict(conditioning=None, init="gaussian_learned", num_slots=first.get("num_slots", 11))
         case kind:
