@@ -120,7 +120,9 @@ class MeshSettings:
     """How devices are laid out, and how processes find each other."""
 
     strategy: str = "replicated"  # replicated | fsdp
-    model: int = 1  # devices along the `model` axis; the others are `data`
+    model: int = (
+        1  # so many devices share each part of the batch, and split the state and its products among them
+    )
     distributed: bool = False  # initialise jax.distributed (Slurm and Kubernetes are detected)
     coordinator: str | None = None  # host:port, when nothing detects it
     processes: int | None = None

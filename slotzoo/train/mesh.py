@@ -16,15 +16,26 @@ AXES = ("data", "model")
 def make_mesh(data: int = -1, model: int = 1) -> Mesh:
     """Lay out all devices of all processes as `(data, model)`; -1 takes what is left over.
 
-    Raises ConfigError when the product is not the number of devices.
+    Devices along `model` work on the same examples, and share the state and the products with it: see
+    `slotzoo.train.sharding.leaf_sharding`.
+
+    Raises ConfigError when the product is not the number of devices, or `model` reaches beyond one process, each of
+    which reads its own examples.
     """
     count = jax.device_count()
     if model < 1 or data == 0 or data < -1:
         raise ConfigError(f"mesh.data={data} and mesh.model={model}: give positive numbers of devices.")
-    if count % model or (data != -1 and data * model != count):
+    if count % model:
+        raise ConfigError(f"mesh.model={model} does not divide the number of devices, {count}.")
+    if data != -1 and data * model != count:
         raise ConfigError(
             f"A mesh of data={data} by model={model} does not fit {count} device{'s' * (count != 1)}: "
             f"their product has to be {count}."
+        )
+    if jax.local_device_count() % model:
+        raise ConfigError(
+            f"mesh.model={model} does not divide the {jax.local_device_count()} devices of a process, which all see "
+            "that process's own examples."
         )
     # Explicit is the default of jax 0.10 to 0.12; under it plain indexing of a sharded array fails.
     return jax.make_mesh((count // model, model), AXES, axis_types=(AxisType.Auto,) * 2)

@@ -29,18 +29,24 @@ def check_strategy(strategy: str) -> None:
 def leaf_sharding(leaf: Any, mesh: Mesh, strategy: str) -> NamedSharding:
     """The sharding of one array of the state.
 
-    `replicated`: whole on each device. `fsdp`: the largest axis that the devices along `data` divide is split
-    over them; arrays of fewer than `FSDP_MINIMUM` entries, or without such an axis, stay whole.
+    The largest axis that the devices along `model` divide is split over them; with the strategy `fsdp` the largest
+    of the others that those along `data` divide, over these. Arrays of fewer than `FSDP_MINIMUM` entries, or without
+    such an axis, stay whole. How the products with them are shared out follows from this: the compiler's part.
     """
-    devices = mesh.shape["data"]
     shape = leaf.shape
-    if strategy == "replicated" or devices == 1 or int(np.prod(shape)) < FSDP_MINIMUM:
+    if int(np.prod(shape)) < FSDP_MINIMUM:
         return replicated(mesh)
-    fitting = [axis for axis, size in enumerate(shape) if size and size % devices == 0]
-    if not fitting:
-        return replicated(mesh)
-    axis = max(fitting, key=lambda a: shape[a])
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+    spec: list[str | None] = [None] * len(shape)
+    for name in ("model", "data") if strategy == "fsdp" else ("model",):
+        devices = mesh.shape[name]
+        fitting = [
+            axis for axis, size in enumerate(shape) if size and size % devices == 0 and spec[axis] is None
+        ]
+        if devices > 1 and fitting:
+            spec[max(fitting, key=lambda a: shape[a])] = name
+    while spec and spec[-1] is None:
+        spec.pop()
+    return NamedSharding(mesh, PartitionSpec(*spec))
 
 
 def state_shardings(tree: PyTree, mesh: Mesh, strategy: str) -> PyTree:

@@ -76,7 +76,7 @@ def test_restores_onto_another_mesh_and_strategy(tmp_path, monkeypatch):
     save_steps(tmp_path / "c", state, [1])
     for other, strategy, spec in [
         (make_mesh(), "replicated", PartitionSpec()),
-        (make_mesh(model=2), "fsdp", PartitionSpec("data")),
+        (make_mesh(model=2), "fsdp", PartitionSpec("model", "data")),
     ]:
         with Checkpointer(tmp_path / "c") as checkpointer:
             found = checkpointer.restore_latest(abstract(make(other, strategy), other, strategy))

@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec
 
 from slotzoo.errors import ConfigError
 from slotzoo.train import OptimizerConfig, init_state, learning_rate, make_optimizer
-from slotzoo.train.mesh import check_batch_size, make_mesh, shard_batch
+from slotzoo.train.mesh import batch_sharding, check_batch_size, make_mesh, shard_batch
 from slotzoo.train.sharding import abstract, init_sharded, leaf_sharding, place
 from slotzoo.train.step import make_train_step
 from tests.tolerance import assert_close, tolerance
@@ -77,15 +77,17 @@ def test_the_rate_that_is_reported_falls_on_a_plateau():
 def test_devices_and_strategies_agree(monkeypatch):
     monkeypatch.setattr("slotzoo.train.sharding.FSDP_MINIMUM", 1)
     expected, history, _ = run(mesh=one_device_mesh())
-    for strategy in ("replicated", "fsdp"):
-        state, other, _ = run(strategy=strategy)
+    for strategy, model, weight in (
+        ("replicated", 1, PartitionSpec()),
+        ("fsdp", 1, PartitionSpec("data")),
+        ("fsdp", 2, PartitionSpec("model", "data")),
+    ):
+        state, other, _ = run(strategy=strategy, mesh=make_mesh(model=model))
         for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(state), strict=True):
             if eqx.is_array(a):
                 assert_close(b, a, rtol=tolerance("float32", 100), what=strategy)
         assert_close(other[-1]["loss"], history[-1]["loss"], rtol=1e-5)
-        split = state.model.weight.sharding.spec
-        assert split == (PartitionSpec("data") if strategy == "fsdp" else PartitionSpec())
-        assert state.opt_state[0].mu.weight.sharding.spec == split
+        assert state.model.weight.sharding.spec == state.opt_state[0].mu.weight.sharding.spec == weight
 
 
 def test_accumulation_equals_one_batch():
@@ -175,6 +177,24 @@ def test_fsdp_splits_the_largest_fitting_axis(monkeypatch):
     assert leaf_sharding(struct(3, 5), mesh, "fsdp").spec == PartitionSpec()
 
 
+def test_devices_along_model_split_the_state_and_its_products():
+    """Each holds half of a layer's parameters and computes half of what it gives to its examples."""
+    layer, x = jax.ShapeDtypeStruct((64, 256), jnp.float32), jax.ShapeDtypeStruct((8, 64), jnp.float32)
+    counted = {}
+    for model in (1, 2, 4):
+        mesh = make_mesh(model=model)
+        held = leaf_sharding(layer, mesh, "replicated")
+        assert held.shard_shape(layer.shape) == (64, 256 // model)
+        product = jax.jit(jnp.dot, in_shardings=(batch_sharding(mesh), held)).lower(x, layer).compile()
+        counted[model] = (product.cost_analysis() or {})["flops"]
+    assert (
+        leaf_sharding(jax.ShapeDtypeStruct((64,), jnp.float32), make_mesh(model=2), "fsdp").spec
+        == PartitionSpec()
+    )
+    # A device of a mesh of (data, model) = (4, 1) multiplies 2 examples by the whole, of (1, 4) all 8 by a quarter.
+    assert counted[1] == counted[2] == counted[4] == 2 * 2 * 64 * 256
+
+
 def test_meshes_and_batches_are_checked():
     mesh = make_mesh()
     assert check_batch_size(8, mesh) == 8
@@ -186,6 +206,12 @@ def test_meshes_and_batches_are_checked():
         check_batch_size(4, mesh, accumulate=2)
     with pytest.raises(ConfigError, match="data=3 by model=1 does not fit 4 devices"):
         make_mesh(data=3)
+    with pytest.raises(ConfigError, match=r"mesh\.model=3 does not divide the number of devices, 4"):
+        make_mesh(model=3)
     with pytest.raises(ConfigError, match="'fdsp' does not exist.*Did you mean 'fsdp'"):
         init_sharded(lambda k: {}, KEY, mesh=mesh, strategy="fdsp")
     assert make_mesh(model=2).shape == {"data": 2, "model": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "local_device_count", lambda: 1)  # four processes
+        with pytest.raises(ConfigError, match=r"mesh\.model=2 does not divide the 1 devices of a process"):
+            make_mesh(model=2)
