@@ -70,7 +70,9 @@ def evaluate_run(asked, folder):
         if getattr(asked, name) is not None:
             setattr(settings.eval, name, getattr(asked, name))
     settings.eval.rollouts = settings.eval.protocol or settings.eval.rollouts
-    opened = open_run(folder, build.on_split(settings, asked.split), split=asked.split, spread=True)
+    opened = open_run(
+        folder, build.on_split(settings, asked.split), split=asked.split, step=asked.step, spread=True
+    )
     run, mesh = opened.settings, opened.mesh
     source = build.source(run.data, asked.split)
     out = free(folder.path / "evaluation" / f"step_{opened.step}_{asked.split}")

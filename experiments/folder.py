@@ -33,6 +33,7 @@ MAY_CHANGE = (
     "train.save_every",
     "train.keep",
     "train.keep_every",
+    "train.monitor",
     "train.remat",
     "eval.*",
     "logger.*",
@@ -108,7 +109,9 @@ class RunFolder:
         write_text(self.config, OmegaConf.to_yaml(OmegaConf.structured(run)))
 
     def update_card(self, start: bool = False, **entries: Any) -> None:
-        """Write entries of run.json: what the run is made of and how it ended; with `start`, this start as well."""
+        """Write entries of run.json: what the run is made of and how it ended; with `start`, this start as well, from
+        which on the run has not ended.
+        """
         card = {**self.read_card(), **entries}
         if start:
             now = {
@@ -119,6 +122,7 @@ class RunFolder:
                 "git": _revision(),
             }
             card["starts"] = [*card.get("starts", []), now]
+            card.pop("finished", None)  # that was of fewer steps
         write_text(self.card, json.dumps(card, indent=1) + "\n")
 
     def read_card(self) -> dict[str, Any]:

@@ -54,12 +54,12 @@ def predict(config: DictConfig) -> int:
             raise ConfigError(
                 f"video is missing: {settings.name} follows objects in videos; add video=clip.mp4."
             )
-        return follow_video(asked, folder, open_run(folder, split=None))
+        return follow_video(asked, folder, open_run(folder, split=None, step=asked.step))
     if asked.images is None:
         raise ConfigError(f"images is missing: {settings.name} takes pictures; add images=FOLDER.")
     top = Path(asked.images).expanduser()
     paths = find_pictures(top)
-    opened = open_run(folder, split=None)
+    opened = open_run(folder, split=None, step=asked.step)
     task = opened.task
     assert isinstance(task, ObjectImagesTask)
     places = folders(paths, top)

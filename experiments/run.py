@@ -14,7 +14,7 @@ from experiments.folder import MAY_CHANGE, Lock, RunFolder, flat_settings, meet
 from experiments.schema import RunSettings
 from slotzoo.data import Source
 from slotzoo.errors import CheckpointError, ConfigError
-from slotzoo.train.checkpoint import load_model, read_card
+from slotzoo.train.checkpoint import load_model, read_card, saved_steps
 from slotzoo.train.distributed import initialize
 from slotzoo.train.logging import RunLogger
 from slotzoo.train.loop import FitResult, fit
@@ -238,9 +238,14 @@ class OpenedRun:
 
 
 def open_run(
-    folder: RunFolder, run: RunSettings | None = None, *, split: str | None = "test", spread: bool = False
+    folder: RunFolder,
+    run: RunSettings | None = None,
+    *,
+    split: str | None = "test",
+    step: int | None = None,
+    spread: bool = False,
 ) -> OpenedRun:
-    """Load a run from its newest readable checkpoint, the averaged parameters where it kept them.
+    """Load a run from its newest readable checkpoint (or that of `step`), the averaged parameters where it kept them.
 
     What of the model's sizes follows from the data set is read off `split` of it; with None it is what training found,
     and no data set has to be there. The parameters lie on the first device; with `spread` on each of the mesh, for
@@ -249,12 +254,17 @@ def open_run(
     **Raises** `ConfigError` where `folder` is no run, `CheckpointError` where it has no checkpoint that can be read.
     """
     run = folder.read_settings() if run is None else run
+    kept = saved_steps(folder.checkpoints)
+    if step is not None and kept and step not in kept:
+        raise ConfigError(
+            f"step={step}: {folder.path} has no such checkpoint; it has those of {', '.join(map(str, kept))}."
+        )
     stage = first_stage.read(run, folder)
     trained = None if split is not None else _as_trained(run, folder)
     run = trained or build.complete(run, stage.tokenizer, build.source(run.data, split or "test").spec)
     task = build.task(run)
     shapes = eqx.filter_eval_shape(build.module(run, task), jax.random.key(0))
-    module, step = load_model(folder.checkpoints, shapes)
+    module, step = load_model(folder.checkpoints, shapes, step=step)
     frozen, mesh = build.frozen(task, stage.tokenizer), make_mesh()
     if spread:
         module, frozen = (place(tree, mesh, "replicated") for tree in (module, frozen))

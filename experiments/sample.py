@@ -55,7 +55,9 @@ def sample(config: DictConfig) -> int:
     if asked.context is not None:
         # Of whole clips: they are read no further than the rollouts that are measured need.
         settings.eval.rollouts = [RolloutSettings(asked.context, asked.actions)]
-    opened = open_run(folder, build.on_split(settings, asked.split), split=asked.split, spread=True)
+    opened = open_run(
+        folder, build.on_split(settings, asked.split), split=asked.split, step=asked.step, spread=True
+    )
     task, mesh = opened.task, opened.mesh
     assert isinstance(task, VideoPredictionTask)
     rollouts = task.config.rollouts
@@ -101,7 +103,9 @@ def _place(path: Path, asked: Any) -> Path:
     from slotzoo.files import write_text
 
     values = {
-        name: value for name, value in dataclasses.asdict(asked).items() if name not in ("run", "plugins")
+        name: value
+        for name, value in dataclasses.asdict(asked).items()
+        if name not in ("run", "step", "plugins")
     }
     content = json.dumps(values, indent=1) + "\n"
     candidate, number = path, 1

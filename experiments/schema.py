@@ -78,6 +78,8 @@ class TrainSettings:
     save_every: int = 2000
     keep: int = 3  # newest checkpoints kept
     keep_every: int | None = 20000  # and every so many steps, for good
+    # A number of the evaluations: saved at each, the checkpoint where it is lowest is kept too; -psnr: the largest.
+    monitor: str | None = None
 
 
 @dataclasses.dataclass(slots=True)
@@ -120,9 +122,7 @@ class MeshSettings:
     """How devices are laid out, and how processes find each other."""
 
     strategy: str = "replicated"  # replicated | fsdp
-    model: int = (
-        1  # so many devices share each part of the batch, and split the state and its products among them
-    )
+    model: int = 1  # so many devices share a part of the batch, and split the state and its products among them
     distributed: bool = False  # initialise jax.distributed (Slurm and Kubernetes are detected)
     coordinator: str | None = None  # host:port, when nothing detects it
     processes: int | None = None
@@ -169,6 +169,7 @@ class EvaluateSettings:
     """`experiments.evaluate`: measure a finished (or running) run again."""
 
     run: str = MISSING
+    step: int | None = None  # of a checkpoint that the run kept; the newest by default
     split: str = "test"
     root: str | None = None  # another copy of the data
     clips: int | None = None
@@ -185,6 +186,7 @@ class SampleSettings:
     """`experiments.sample`: write rollouts as npz (real, fake) and videos."""
 
     run: str = MISSING
+    step: int | None = None  # of a checkpoint that the run kept; the newest by default
     split: str = "test"
     root: str | None = None
     clips: int = 16
@@ -203,6 +205,7 @@ class PredictSettings:
     """`experiments.predict`: take pictures or a video of your own apart with a finished run."""
 
     run: str = MISSING
+    step: int | None = None  # of a checkpoint that the run kept; the newest by default
     images: str | None = None  # a folder of pictures, or one picture
     video: str | None = None  # a video file, a GIF or a folder of its frames, for runs that follow objects
     boxes: Any = (

@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import json
 import logging
+import math
 import re
 import shutil
 from collections.abc import Mapping
@@ -71,7 +72,7 @@ class Checkpointer:
         if monitor is not None:
             rules.append(
                 policies.BestN(
-                    get_metric_fn=lambda m: m["monitor"],
+                    get_metric_fn=self._badness,
                     reverse=True,
                     n=1,
                     keep_checkpoints_without_metrics=False,
@@ -79,6 +80,8 @@ class Checkpointer:
             )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(rules),
+            # Orbax writes the numbers down only with this: without, a run that goes on would forget the best.
+            best_fn=None if monitor is None else self._badness,
             enable_async_checkpointing=True,
         )
         try:
@@ -91,6 +94,16 @@ class Checkpointer:
     def steps(self) -> list[int]:
         """The steps with a finished checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
+
+    def best(self) -> int | None:
+        """The step of the best checkpoint by `monitor`; None if there is none that was measured."""
+        found = {step: self._badness(self._manager.metrics(step)) for step in self.steps()}
+        best = min(found, key=lambda step: found[step], default=None)
+        return None if best is None or math.isinf(found[best]) else best
+
+    def _badness(self, metrics: Mapping[str, float] | None) -> float:
+        """The number by which a checkpoint is monitored; infinite where it was not measured, or by another one."""
+        return (metrics or {}).get(self._monitor or "", math.inf)
 
     def save(
         self,
@@ -114,12 +127,14 @@ class Checkpointer:
         states = gather(_to_json(data_iterator.get_state()))
         items["data"] = ocp.args.JsonSave({"processes": len(states), "states": states})
         items["card"] = ocp.args.JsonSave(dict(card))
-        value = None if metrics is None or self._monitor is None else _monitored(metrics, self._monitor)
+        numbers = None if self._monitor is None else {self._monitor: _monitored(metrics or {}, self._monitor)}
         self._pending = step
         try:
             self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(eqx.filter(state, eqx.is_array))))
             self._manager.save(
-                step, args=ocp.args.Composite(**items), metrics=None if value is None else {"monitor": value}
+                step,
+                args=ocp.args.Composite(**items),
+                metrics=numbers,
             )
         except Exception as error:
             raise self._failed(error) from error
@@ -335,11 +350,11 @@ def saved_steps(folder: str | Path) -> list[int]:
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir())
 
 
-def _monitored(metrics: Mapping[str, Any], monitor: str) -> float | None:
+def _monitored(metrics: Mapping[str, Any], monitor: str) -> float:
     name = monitor.removeprefix("-")
     value = metrics.get(name)
     if value is None or not np.isfinite(value):
-        return None
+        return math.inf
     return -float(value) if monitor.startswith("-") else float(value)
 
 

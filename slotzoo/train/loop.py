@@ -17,7 +17,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray, PyTree
 
-from slotzoo.errors import CheckpointError, ConfigError, NonFiniteError, SlotzooError
+from slotzoo.errors import CheckpointError, ConfigError, NonFiniteError, SlotzooError, nearest
 from slotzoo.precision import Precision
 from slotzoo.prng import stream
 from slotzoo.train.checkpoint import Checkpointer
@@ -55,9 +55,8 @@ class FitConfig:
     save_every: int = 2000
     keep: int = 3
     keep_every: int | None = 20000
-    monitor: str | None = (
-        None  # also keep the best checkpoint by this number of `evaluate`; "-psnr": the largest
-    )
+    # Save at each evaluation, and keep the best checkpoint by this number of it as well; "-psnr": the largest.
+    monitor: str | None = None
     strategy: str = "replicated"
     seed: int = 0
     prefetch: int = 2  # batches kept ready on the devices
@@ -172,7 +171,8 @@ class _Run:
                     self.evaluate(state, step)
             self.clock = self.clock or (time.perf_counter(), step, data.waited)
             stopping = self.should_stop(step)
-            if stopping or step % config.save_every == 0 or step == config.steps:
+            monitored = config.monitor is not None and self.measured_at == step
+            if stopping or monitored or step % config.save_every == 0 or step == config.steps:
                 self.save(state, step)
             if stopping or update is None or step == config.steps:
                 break
@@ -185,6 +185,8 @@ class _Run:
             self.logger.advance(step)
         checkpoints.wait()
         if step >= config.steps and not self.due(step):
+            if config.monitor is not None and (best := checkpoints.best()) is not None:
+                self.logger.say(f"The best checkpoint by {config.monitor} is that of step {best}.")
             return FitResult("finished", step, self.measured, state)
         self.logger.say(
             f"Stopped at step {step} by {self.signals.received}; the same command goes on from there."
@@ -322,7 +324,10 @@ class _Run:
             if any(gather(self.signals.stop_requested)):
                 self.signals.request("a signal to another process")
                 return
-            self.measured, self.measured_at = {name: float(value) for name, value in values.items()}, step
+            values = {name: float(value) for name, value in values.items()}
+            if self.config.monitor is not None:
+                _check_monitor(self.config.monitor, values)
+            self.measured, self.measured_at = values, step
             self.logger.metrics(step, "eval", self.measured)
             self.logger.pictures(step, folder)
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in self.measured.items())
@@ -343,6 +348,15 @@ class _Run:
 def _placed(batches: Iterable[Mapping[str, Any]], mesh: Mesh) -> Iterator[Batch]:
     for batch in batches:
         yield shard_batch(mesh, batch)
+
+
+def _check_monitor(monitor: str, values: Mapping[str, float]) -> None:
+    name = monitor.removeprefix("-")
+    if name not in values:
+        raise ConfigError(
+            f"train.monitor={monitor}: an evaluation gives no {name!r}.{nearest(name, values)} It gives: "
+            f"{', '.join(values)}; with a minus in front the largest is best."
+        )
 
 
 def _not_finite(step: int, values: Mapping[str, float], checkpoints: Checkpointer) -> str:

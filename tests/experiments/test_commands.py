@@ -140,3 +140,25 @@ def test_what_a_run_takes_apart_is_said_before_it_is_loaded(exp, said, tmp_path)
     folder = begun(exp, tmp_path)
     with pytest.raises(ConfigError, match=said):
         predict.predict(OmegaConf.structured(schema.PredictSettings(run=str(folder.path))))
+
+
+def test_a_checkpoint_that_was_not_kept_is_said(tmp_path):
+    folder = begun("slot_attention_tetrominoes", tmp_path)
+    for step in (2, 10):
+        (folder.checkpoints / str(step)).mkdir(parents=True)
+    for command, settings in (COMMANDS["evaluate"], COMMANDS["predict"]):
+        asked = OmegaConf.structured(settings(run=str(folder.path), step=4))
+        if command is predict.predict:
+            (tmp_path / "a.png").touch()
+            asked.images = str(tmp_path)
+        with pytest.raises(
+            ConfigError, match=r"step=4: .*seed0 has no such checkpoint; it has those of 2, 10\."
+        ):
+            command(asked)
+
+
+def test_a_run_that_goes_on_is_not_finished(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.update_card(finished={"step": 2}, name="a")
+    folder.update_card(start=True)
+    assert folder.read_card().keys() == {"name", "starts"}

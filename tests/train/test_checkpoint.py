@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from slotzoo.errors import CheckpointError
+from slotzoo.errors import CheckpointError, ConfigError
 from slotzoo.train import OptimizerConfig, init_state, make_optimizer
-from slotzoo.train.checkpoint import Checkpointer, load_model, read_card
+from slotzoo.train.checkpoint import Checkpointer, load_model, read_card, saved_steps
 from slotzoo.train.mesh import make_mesh, shard_batch
 from slotzoo.train.sharding import abstract, init_sharded
 from slotzoo.train.step import make_train_step
-from tests.train.small import Batches, Linear, Regression
+from tests.train.small import Batches, Linear, Regression, run_linear
 
 
 KEY = jax.random.key(3)
@@ -166,3 +166,24 @@ def test_leftovers_of_a_killed_save_are_ignored_and_cleaned(tmp_path):
     with Checkpointer(folder) as checkpointer:
         assert checkpointer.steps() == [1]
         assert not list(folder.glob("*tmp*"))
+
+
+def test_the_best_checkpoint_by_the_monitor_is_kept(tmp_path, capsys):
+    """Saved where it is measured, though every fourth step alone is saved otherwise, and named in the end."""
+
+    class Worse(Regression):
+        def evaluate(self, *args, step, **kwargs):
+            return super().evaluate(*args, step=step, **kwargs) | {"psnr": -float(step)}
+
+    def kept(monitor, steps):
+        options = {"monitor": monitor, "steps": steps, "evaluate_every": 3, "keep": 1, "keep_every": None}
+        run_linear(tmp_path, task=Worse(), **options)
+        return saved_steps(tmp_path / "checkpoints")
+
+    said = r"train\.monitor=-psn: .* no 'psn'\. Did you mean 'psnr'\? It gives: error, psnr;"
+    with pytest.raises(ConfigError, match=said):
+        kept("-psn", 12)
+    # With the name mended the same command goes on. What was saved before counts for nothing: it was not measured.
+    assert kept("-psnr", 12) == [6, 12]
+    assert "The best checkpoint by -psnr is that of step 6." in capsys.readouterr().out
+    assert kept("-psnr", 15) == [6, 15]  # by the numbers that lie beside the checkpoints
