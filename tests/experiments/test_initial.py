@@ -13,7 +13,7 @@ from experiments.folder import RunFolder
 from experiments.schema import RunSettings
 from slotzoo.errors import ConfigError, WeightsError
 from slotzoo.weights import named_leaves, save_weights
-from tests.experiments.test_slots import settings
+from tests.experiments.small import settings
 
 
 def model_of(run: RunSettings) -> Any:

@@ -6,16 +6,13 @@ import json
 import jax
 import pytest
 
-from experiments import build, validate
-from experiments.benchmarks import slotssm_length, timing
-from experiments.compose import experiment
+from experiments import build
+from experiments.benchmarks import slotssm_length
 from experiments.schema import BenchmarkSettings, RunSettings
 from slotzoo.errors import ConfigError, DataError
-
-
-def settings(name: str, *overrides: str) -> RunSettings:
-    config = experiment(name, ["scale=tiny", *overrides])
-    return validate.settings(validate.with_scale(config, overrides, accelerator=False), RunSettings)
+from slotzoo.models.registry import tiny
+from tests.arrays import random_module
+from tests.experiments.small import settings
 
 
 def completed(run: RunSettings) -> RunSettings:
@@ -58,22 +55,11 @@ def test_held_out_clips_are_as_long_as_their_rollouts():
     assert (rollout.context, rollout.length, rollout.name) == (10, 30, "10_to_30")
 
 
-@pytest.mark.slow
-def test_the_suite_of_lengths_measures_every_model_at_every_length(tmp_path, monkeypatch):
-    calls = []
-
-    def measured(programs, repeats):
-        assert repeats == 1
-        seconds = {"slotssm": 1.0, "slot_transformer": 3.0}
-        found, first = {}, len(calls) < 3
-        calls.append(programs)
-        for name, (fn, args) in programs.items():
-            if first:
-                jax.eval_shape(fn, *args)  # it can be traced at least
-            found[name] = timing.Result(seconds[name], seconds[name], 0.0, 1000, 1000, (seconds[name],))
-        return found
-
-    monkeypatch.setattr(timing, "measure", measured)
+def test_the_suite_of_lengths_measures_every_model_at_every_length(tmp_path, monkeypatch, traced_only):
+    traced_only |= {"slotssm": 1.0, "slot_transformer": 3.0}
+    built = slotssm_length._built
+    monkeypatch.setattr(slotssm_length, "_built", lambda *of: random_module(lambda: built(*of)))
+    monkeypatch.setattr(slotssm_length, "tiny", lambda name: tiny(name) | {"blocks": 1})
     models = {name: slotssm_length.MODELS[name] for name in ("slotssm", "slot_transformer")}
     monkeypatch.setattr(slotssm_length, "MODELS", models)
     monkeypatch.setattr(slotssm_length, "LENGTHS", ((2, 4), (1, 2)))
