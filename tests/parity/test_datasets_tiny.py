@@ -12,6 +12,7 @@ from slotzoo.data.gzip_records import GzipRecords, parse_bytes_example
 from slotzoo.data.sources import picture_sets
 from slotzoo.data.sources.hdf5 import Hdf5Table
 from slotzoo.data.sources.images import View
+from slotzoo.errors import DataError
 from tests.parity.harness import cases, fixture_root
 
 
@@ -189,7 +190,7 @@ def check_clevrtex(path):
         for most in (6, 10):
             wanted = recorded[f"{split}/max{most}/image_files"].tolist()
             if not wanted:
-                with pytest.raises(Exception, match=f"at most {most} objects"):
+                with pytest.raises(DataError, match=f"at most {most} objects"):
                     open_source("clevrtex", split, root=root, size=64, max_objects=most)
                 continue
             source = open_source("clevrtex", split, root=root, size=64, max_objects=most)
