@@ -11,7 +11,8 @@ TORCH_FILES = (".ckpt", ".pt", ".pth", ".tar")
 def convert(config: DictConfig) -> int:
     """Convert `source`, a run's folder or a PyTorch file, to `out` and the card beside it; load that once more.
 
-    A SlotSSM's weights file as `source` is written to the folder `out` as its authors' code writes checkpoints.
+    A weights file of ours as `source`, of a SlotSSM or of the ConvSSM family, is written to the folder `out` as the
+    authors' code writes checkpoints.
     """
     from pathlib import Path
 
@@ -21,6 +22,7 @@ def convert(config: DictConfig) -> int:
     from slotzoo.weights import load_model, save_weights
     from slotzoo.weights.convert import savi
     from slotzoo.weights.convert.convssm import convert_run
+    from slotzoo.weights.convert.convssm_export import can_export, export_run
     from slotzoo.weights.convert.object_discovery import convert_checkpoint
     from slotzoo.weights.convert.slotssm import convert_folder, export_folder, is_checkpoint
 
@@ -28,7 +30,8 @@ def convert(config: DictConfig) -> int:
     source, out = Path(asked.source).expanduser(), Path(asked.out).expanduser()
     if source.suffix == ".safetensors":
         model, card = load_model(source)
-        print(f"{card.model}: written for its authors' code to {export_folder(model, out)}")
+        written = export_run(model, out) if can_export(model) else export_folder(model, out)
+        print(f"{card.model}: written for its authors' code to {written}")
         return 0
     if is_checkpoint(source):
         found = convert_folder(source)
@@ -47,9 +50,9 @@ def convert(config: DictConfig) -> int:
         licence=asked.licence or published.licence,
         notes=f"{found.notes}, converted from step {found.step} of '{source.name}'",
     )
-    _, written = load_model(card)
-    print(f"{found.notes}: {written.parameters:,} parameters of step {found.step} in {out}")
-    print(f"Card: {card} (sha256 {written.sha256[:12]}...)")
+    _, kept = load_model(card)
+    print(f"{found.notes}: {kept.parameters:,} parameters of step {found.step} in {out}")
+    print(f"Card: {card} (sha256 {kept.sha256[:12]}...)")
     return 0
 
 

@@ -1,9 +1,10 @@
-"""Reads the msgpack files of flax (`flax.training.checkpoints`, `flax.serialization`) without flax.
+"""Reads and writes the msgpack files of flax (`flax.training.checkpoints`, `flax.serialization`) without flax.
 
 Only plain maps, lists, strings, numbers and dense numeric arrays are understood; nothing in a file is executed.
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import msgpack
 import numpy as np
 
 from slotzoo.errors import WeightsError
+from slotzoo.files import write_bytes
 
 
 ARRAY, COMPLEX, SCALAR = 1, 2, 3  # flax's msgpack extension types
@@ -20,6 +22,7 @@ DTYPES = (
 )
 CHUNKED = "__msgpack_chunked_array__"
 MOST_BYTES = 64 << 30
+MOST_ARRAY_BYTES = 1 << 30
 
 
 def read_flax(path: str | Path) -> dict[str, Any]:
@@ -56,6 +59,36 @@ def flat(tree: dict[Any, Any], prefix: str = "") -> dict[str, np.ndarray]:
         else:
             raise WeightsError(f"'{name}' is a {type(value).__name__}, not an array.")
     return found
+
+
+def nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """`flat` undone: a dictionary for every part of a path before its last."""
+    tree: dict[str, Any] = {}
+    for path, array in arrays.items():
+        *above, name = path.split("/")
+        place = tree
+        for part in above:
+            place = place.setdefault(part, {})
+        place[name] = array
+    return tree
+
+
+def write_flax(path: str | Path, tree: Mapping[str, Any]) -> Path:
+    """Write nested dictionaries of arrays as flax does.
+
+    **Raises** `WeightsError` for an array of more than a gibibyte, which flax would cut into chunks.
+    """
+
+    def packed(x: Any) -> Any:
+        if isinstance(x, Mapping):
+            return {str(key): packed(value) for key, value in x.items()}
+        if x.nbytes > MOST_ARRAY_BYTES:
+            raise WeightsError(f"an array of {x.nbytes} bytes cannot be written to '{path}': it is too large.")
+        return msgpack.ExtType(ARRAY, msgpack.packb((x.shape, x.dtype.name, x.tobytes()), use_bin_type=True))
+
+    content = msgpack.packb(packed(tree), use_bin_type=True)
+    assert content is not None  # its type says that it may be
+    return write_bytes(path, content)
 
 
 def _extension(code: int, content: bytes) -> Any:

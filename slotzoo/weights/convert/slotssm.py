@@ -142,7 +142,8 @@ def export_folder(model: eqx.Module, folder: str | Path) -> Path:
     """
     if not isinstance(model, SlotSSM):
         raise WeightsError(
-            f"only a SlotSSM can be written as its authors do, this is a {type(model).__name__}."
+            f"only a SlotSSM and models of ConvSSM and TECO can be written as their authors do, this is a "
+            f"{type(model).__name__}."
         )
     folder, c = Path(folder), model.config
     configs, table = _released(c), rules(c)
