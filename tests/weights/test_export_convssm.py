@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 
 from slotzoo.errors import WeightsError
