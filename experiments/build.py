@@ -16,7 +16,7 @@ from slotzoo.data import FieldSpec, Source, open_source
 from slotzoo.data.pipeline import BatchDataset, make_pipeline
 from slotzoo.data.registry import source_options
 from slotzoo.errors import ConfigError
-from slotzoo.models import create_model, model_config
+from slotzoo.models import create_model, list_models, model_config
 from slotzoo.models.registry import replaced, tiny
 from slotzoo.models.vqgan import VQGAN
 from slotzoo.tasks.first_stage import FirstStage
@@ -57,6 +57,15 @@ def plugins(names: Sequence[str]) -> None:
             raise ConfigError(
                 f"plugins: cannot import '{name}' ({error}); is it installed, or on PYTHONPATH?"
             ) from error
+
+
+def check_plugins(run: RunSettings) -> None:
+    """Refuse a saved run whose model is of plugins that nobody named now, saying which they were."""
+    if run.plugins and run.model["name"] not in list_models():
+        raise ConfigError(
+            f"{run.name}: its model '{run.model['name']}' is not of this zoo; give plugins=[{','.join(run.plugins)}], as "
+            "it was trained with."
+        )
 
 
 def mesh(run: RunSettings) -> Mesh:

@@ -81,9 +81,11 @@ def compare(config: DictConfig) -> int:
 
 def measured(folder: Any) -> Measured:
     """Read the newest evaluation of a run; of several at the same step, the one that was made last."""
+    from experiments import build
     from slotzoo.errors import ConfigError, DataError
 
     run, card = folder.read_settings(), folder.read_card()
+    build.check_plugins(run)
     found = []
     for path in (folder.path / "evaluation").glob("step_*/table.json"):
         number = path.parent.name.split("_")[1]

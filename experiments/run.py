@@ -254,6 +254,7 @@ def open_run(
     **Raises** `ConfigError` where `folder` is no run, `CheckpointError` where it has no checkpoint that can be read.
     """
     run = folder.read_settings() if run is None else run
+    build.check_plugins(run)
     kept = saved_steps(folder.checkpoints)
     if step is not None and kept and step not in kept:
         raise ConfigError(

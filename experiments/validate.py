@@ -124,7 +124,10 @@ def _check_type(argument: str, owner: Any, field: str) -> None:
     try:
         OmegaConf.update(OmegaConf.structured(owner), field, override.value())
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{argument}: {_first_line(error)}.") from error
+        if typing.get_origin(typing.get_type_hints(owner)[field]) is list:
+            key, _, value = argument.partition("=")
+            raise ConfigError(f"{argument}: takes a list; write {key}=[{value}].") from error
+        raise ConfigError(f"{argument}: {_first_line(error).removesuffix('.')}.") from error
 
 
 def with_scale(config: DictConfig, overrides: Iterable[str], accelerator: bool) -> DictConfig:

@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 from experiments import build, compare, evaluate, predict, report, run, sample, schema, train, validate
 from experiments.compose import experiment
 from experiments.folder import RunFolder
-from slotzoo.errors import ConfigError
+from slotzoo.errors import CheckpointError, ConfigError
+from slotzoo.models import registry
 
 
 COMMANDS = {
@@ -162,3 +163,47 @@ def test_a_run_that_goes_on_is_not_finished(tmp_path):
     folder.update_card(finished={"step": 2}, name="a")
     folder.update_card(start=True)
     assert folder.read_card().keys() == {"name", "starts"}
+
+
+PLUGIN = """
+import dataclasses
+from slotzoo.models import model_card, model_config, register
+from slotzoo.models.slot_attention import SlotAttentionAutoencoder
+
+name, ours = "slots_of_a_lab", "slot_attention_tetrominoes"
+card = dataclasses.replace(model_card(ours), name=name)
+register(name, model_config(ours), SlotAttentionAutoencoder, card, tiny={"num_iterations": 2})
+"""
+
+
+def test_a_model_of_ones_own_package(tmp_path, monkeypatch):
+    """Trained with plugins=; without, the commands say which a run needs, and import nothing that it names."""
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "a_lab.py").write_text(PLUGIN)
+    folder = begun(
+        "slot_attention_tetrominoes", tmp_path, "plugins=[a_lab]", "model.name=slots_of_a_lab", "name=ours"
+    )
+    (tmp_path / "a.png").touch()
+    needed = (
+        r"ours: its model 'slots_of_a_lab' is not of this zoo; give plugins=\[a_lab\], as it was trained with"
+    )
+    for asked, command in (
+        (schema.EvaluateSettings(run=str(folder.path)), evaluate.evaluate),
+        (schema.PredictSettings(run=str(folder.path), images=str(tmp_path)), predict.predict),
+        (schema.CompareSettings(runs=[str(folder.path)], out=str(tmp_path / "out")), compare.compare),
+    ):
+        with pytest.raises(ConfigError, match=needed):
+            command(OmegaConf.structured(asked))
+        assert "a_lab" not in sys.modules
+    asked = schema.EvaluateSettings(run=str(folder.path), plugins=["a_lab"])
+    with pytest.raises(CheckpointError, match="There is no checkpoint"):  # it was begun only
+        evaluate.evaluate(OmegaConf.structured(asked))
+    assert build.config_of_model(folder.read_settings()).num_iterations == 2
+
+
+def test_a_list_of_one_is_a_list():
+    with pytest.raises(ConfigError, match=r"plugins=a_lab: takes a list; write plugins=\[a_lab\]\."):
+        validate.check_overrides("evaluate", ["plugins=a_lab"])
+    with pytest.raises(ConfigError, match=r"runs=runs/a/seed0: takes a list; write runs=\[runs/a/seed0\]\."):
+        validate.check_overrides("compare", ["runs=runs/a/seed0"])
