@@ -222,3 +222,16 @@ def test_shape_mistakes(clip, key):
     draws = TECODraws(jnp.asarray(False), jnp.arange(5), jnp.ones((5, 2, 2), bool))
     with pytest.raises(ShapeError, match="must be longer than open_loop_context = 9"):
         model.loss(tokens, actions, codebook, draws=draws)
+
+
+def test_memory_of_a_rollout_does_not_grow():
+    model = model_of(use_actions=False)
+    context, codebook = jnp.zeros((1, 4, 4), jnp.int32), jnp.ones((5, 3))
+    sizes = []
+    for length in (101, 1300):
+        roll = lambda context, n=length: model.generate(
+            context, None, codebook, n, key=jax.random.key(0), sampling=ONE_PASS
+        )
+        sizes.append(jax.jit(roll).lower(context).compile().memory_analysis().temp_size_in_bytes)
+    # The 16 codes of a frame pass in and out, and the key of a step; nothing else is kept.
+    assert sizes[1] - sizes[0] <= 4 * 3 * 20 * 1200

@@ -9,6 +9,7 @@ import pytest
 from slotzoo.errors import ConfigError, ShapeError
 from slotzoo.models import (
     ConvLSTMPixelsConfig,
+    ConvS5PixelsConfig,
     PerformerPixelsConfig,
     S5PixelsConfig,
     TransformerPixelsConfig,
@@ -44,6 +45,7 @@ CONFIGS = {
     "performer": PerformerPixelsConfig(**SMALL, **SQUARES, **ATTENTION, favor_features=16),
     "performer_relu": PerformerPixelsConfig(**SMALL, **SQUARES, **ATTENTION, favor_kernel="relu"),
 }
+CONVS5 = ConvS5PixelsConfig(**SMALL, ssm_size=8, ssm_groups=4)  # its calls and steps: test_convs5.py
 LENGTH = 6
 
 
@@ -111,9 +113,9 @@ def test_a_window_slides_as_the_authors_do(clip, key, context):
         assert_close(rolled[i], expected, rtol=1e-5, what=f"frame {i}")
 
 
-@pytest.mark.parametrize("name", ["s5", "convlstm", "performer"])
+@pytest.mark.parametrize("name", ["convs5", "s5", "convlstm", "performer"])
 def test_memory_of_a_rollout_does_not_grow(key, name):
-    model = VideoPixels(CONFIGS[name], key=key)
+    model = VideoPixels({"convs5": CONVS5, **CONFIGS}[name], key=key)
     frame = jnp.zeros((1, 4, 4, 1))
     sizes = []
     for length in (101, 1300):
