@@ -27,8 +27,9 @@ FROM_MEMORY = " The published figures are from memory and to be checked against 
 class ModelCard:
     """What is known of a registered model.
 
-    `parameters` is the published number of trained parameters, `metrics` the published results by name,
-    `source` the repository whose checkpoints it loads and `licence` the licence of these.
+    `parameters` is the number of trained parameters at the published sizes (few sources state it: it is counted in the
+    module, whose arrays the checkpoints of the authors fill), `metrics` the published results by name, `source` the
+    repository whose checkpoints it loads and `licence` the licence of these.
     """
 
     name: str
