@@ -93,6 +93,17 @@ def test_clevr_crops(tmp_path, crop, shape):
     np.testing.assert_array_equal(source[0]["image"], whole[top : top + shape[0], left : left + shape[1]])
 
 
+def test_clevrtex_is_split_by_the_numbers_of_its_pictures(tmp_path):
+    write_clevrtex(tmp_path, [3] * 20)
+    top = tmp_path / "clevrtex_full"
+    for old, new in (("0", "10"), ("1", "9")):  # as a folder 10 comes before a folder 9
+        (top / old).rename(top / new)
+    numbers = lambda split: [
+        int(path.stem.split("_")[-1]) for path in open_source("clevrtex", split, root=tmp_path).files.images
+    ]
+    assert [numbers(split) for split in ("test", "val", "train")] == [[0, 1], [2, 3], list(range(4, 20))]
+
+
 def test_clevrtex_variants_do_not_share_an_index(tmp_path, monkeypatch):
     root = write_clevrtex(tmp_path / "root", [3] * 9 + [7])
     write_clevrtex(root, [9] * 10, variant="camo")

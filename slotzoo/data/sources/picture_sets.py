@@ -214,8 +214,10 @@ def open_sketchy(
 
 
 def _textured(folder: pathlib.Path, variant: str) -> list[pathlib.Path]:
-    name = re.compile(rf"CLEVRTEX_{variant}_\d+\.png")
-    return sorted(path for path in folder.rglob(f"CLEVRTEX_{variant}_*.png") if name.fullmatch(path.name))
+    """Pictures in the order of their numbers, which is not that of their folders: 10 comes before 2 there."""
+    name = re.compile(rf"CLEVRTEX_{variant}_(\d+)\.png")
+    found = ((name.fullmatch(path.name), path) for path in folder.rglob(f"CLEVRTEX_{variant}_*.png"))
+    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
 
 def _object_counts(descriptions: list[pathlib.Path]) -> np.ndarray:
@@ -244,7 +246,7 @@ def open_clevrtex(
 ) -> ImageSource:
     """ClevrTex (Karazija et al., 2021): `<root>/clevrtex_<variant>/**/CLEVRTEX_<variant>_NNNNNN{.png,_flat.png,.json}`.
 
-    In the order of the paths the first tenth is the test split, the second the validation split; `outd` is not
+    In the order of the numbers the first tenth is the test split, the second the validation split; `outd` is not
     split. Resized by Pillow, as the authors of the set do.
     """
     checked_choice("clevrtex", "variant", variant, VARIANTS)
