@@ -79,8 +79,7 @@ def export_movi(
         for shard in range(shards)
     ]
     refuse_others(folder, splits[split], paths)
-    mark(source, root)
-    mark(source, folder)  # which may be named as the root as well
+    mark(source, folder)  # and not the root, where published sets may lie beside this one
     declared = declare(source.clip(0), source.name)
     write_features(folder / "features.json", declared)
     for feature, names in _classes(source.name).items():

@@ -51,13 +51,21 @@ def rewritten(shard, change):
     write_file(shard, [build_example(example) for example in examples])
 
 
-def test_any_folder_on_the_way_to_the_shards_is_a_root(exported):
+def test_any_folder_on_the_way_to_the_shards_is_a_root(exported, tmp_path):
     folder = exported / "movi_a"
     for root in (exported, folder, folder / "16x16", folder / "16x16" / "1.0.0"):
         found = MoviFiles("movi_a", root, "train")
         assert len(found) == 4 and found.provenance == "embedded double"
     source = MoviFiles("movi_a", exported, "val")
     assert source.split == "validation"
+    # What lies beside an exported double is not called one.
+    shutil.copytree(folder, tmp_path / "movi" / "movi_a")
+    (tmp_path / "movi" / "movi_a" / "16x16" / "1.0.0" / "provenance.json").unlink()
+    export_movi(MoviScenes("movi_b", "train", length=2, size=16, clips=1), tmp_path / "movi", "train")
+    found = {
+        name: open_source(name, "train", root=tmp_path / "movi").provenance for name in ("movi_a", "movi_b")
+    }
+    assert found == {"movi_a": "real", "movi_b": "embedded double"}
     same = pickle.loads(pickle.dumps(source))
     np.testing.assert_array_equal(same[3]["video"], source[3]["video"])
     assert same.fingerprint == source.fingerprint
