@@ -62,9 +62,10 @@ def plugins(names: Sequence[str]) -> None:
 def check_plugins(run: RunSettings) -> None:
     """Refuse a saved run whose model is of plugins that nobody named now, saying which they were."""
     if run.plugins and run.model["name"] not in list_models():
+        named = ",".join(run.plugins)
         raise ConfigError(
-            f"{run.name}: its model '{run.model['name']}' is not of this zoo; give plugins=[{','.join(run.plugins)}], as "
-            "it was trained with."
+            f"{run.name}: its model '{run.model['name']}' is not of this zoo; give plugins=[{named}], as it was trained "
+            "with."
         )
 
 
