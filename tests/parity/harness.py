@@ -6,8 +6,12 @@
         case.compare(layer(case.inputs["us"]), "ys", rtol=1e-5)
 
 The folder of a checker is that of its module, so seeds do not see each other's patterns. A case is an `.npz`
-file or, inside `native_ckpt` or named `native_ckpt_*`, a folder with an `expected.npz`. A case that no checker
-matches fails.
+file, a checkpoint file, or the folder of a checkpoint: inside `native_ckpt`, or named `native_ckpt_*` or
+`native_checkpoint*`. What is expected of a checkpoint lies in its folder as `expected.npz`, or beside it as
+`<its name>_expected.npz`, a case of its own. A case fails that no checker matches, and one of whose arrays none
+of its checkers has read, unless `unchecked` gives the reason:
+
+    @checks("ssm_*.npz", unchecked={"out/seconds": "how long the seed took"})
 """
 
 import dataclasses
@@ -17,9 +21,9 @@ import importlib
 import json
 import os
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -28,9 +32,42 @@ from tests.tolerance import assert_close
 
 
 Checker = Callable[["Case"], None]
-_CHECKERS: dict[str, list[tuple[str, Checker]]] = {}
+
+
+class Check(NamedTuple):
+    """A checker, the pattern of its cases, and why which of their arrays have none."""
+
+    pattern: str
+    run: Checker
+    unchecked: Mapping[str, str]
+
+
+_CHECKERS: dict[str, list[Check]] = {}
 # Text beside the cases; everything else in a fixture folder is a case.
 _NOT_CASES = ("README.md", "*.txt")
+_CHECKPOINTS = ("native_ckpt_*", "native_checkpoint*")
+
+
+class Recorded(Mapping[str, np.ndarray]):
+    """The arrays whose key starts with `prefix`, by the rest of it. Adds the whole key of what is read to `read`."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], read: set[str], prefix: str = ""):
+        self._arrays, self._read, self._prefix = arrays, read, prefix
+        self._names = [key.removeprefix(prefix) for key in arrays if key.startswith(prefix)]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        array = self._arrays[self._prefix + name]
+        self._read.add(self._prefix + name)
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # Mapping's would read it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +75,25 @@ class Case:
     """One recorded case: flat arrays by key, and the JSON that says how they were made."""
 
     path: Path
-    arrays: Mapping[str, np.ndarray]
+    stored: Mapping[str, np.ndarray]
     meta: Mapping[str, Any]
+    read: set[str] = dataclasses.field(default_factory=set)  # the keys of `stored` that were looked at
 
-    def group(self, prefix: str) -> dict[str, np.ndarray]:
+    def group(self, prefix: str) -> Recorded:
         """The arrays whose key starts with `prefix/`, by the rest of the key."""
-        return {k[len(prefix) + 1 :]: v for k, v in self.arrays.items() if k.startswith(prefix + "/")}
+        return Recorded(self.stored, self.read, f"{prefix}/")
+
+    @functools.cached_property
+    def arrays(self) -> Recorded:
+        """All of them, by their whole keys."""
+        return Recorded(self.stored, self.read)
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file or folder of which `<name>_expected.npz`, this case, says what is expected."""
+        name = self.path.name.removesuffix("_expected.npz")
+        (found,) = [path for path in self.path.parent.glob(f"{name}*") if path.name in (name, f"{name}.ckpt")]
+        return found
 
     @property
     def config(self) -> dict[str, Any]:
@@ -51,22 +101,22 @@ class Case:
         return self.meta["config"]
 
     @functools.cached_property
-    def params(self) -> dict[str, np.ndarray]:
+    def params(self) -> Recorded:
         """The seed's parameters, by path."""
         return self.group("param")
 
     @functools.cached_property
-    def inputs(self) -> dict[str, np.ndarray]:
+    def inputs(self) -> Recorded:
         """What was fed in, the random draws included."""
         return self.group("in")
 
     @functools.cached_property
-    def outputs(self) -> dict[str, np.ndarray]:
+    def outputs(self) -> Recorded:
         """What came out."""
         return self.group("out")
 
     @functools.cached_property
-    def grads(self) -> dict[str, np.ndarray]:
+    def grads(self) -> Recorded:
         """The gradient of the loss that `meta` states, by parameter path."""
         return self.group("grad")
 
@@ -97,21 +147,30 @@ def fixture_root() -> Path:
     return Path(os.environ.get("SLOTZOO_FIXTURES") or Path(__file__).parent.parent / "fixtures")
 
 
+def folders(prefix: str) -> list[str]:
+    """The sub-folders of `fixture_root()` whose name starts with `prefix`."""
+    return sorted(path.name for path in fixture_root().glob(f"{prefix}*") if path.is_dir())
+
+
 def load_case(path: Path) -> Case:
-    """Read an `.npz` case, or what is expected of a folder: `expected.npz` in it, or `<folder>_expected.npz` beside."""
-    inside, beside = path / "expected.npz", path.with_name(f"{path.name}_expected.npz")
-    file = path if path.is_file() else inside if inside.is_file() else beside
-    with np.load(file, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+    """Read an `.npz` case, or the `expected.npz` of a folder; without either a case has no arrays."""
+    file = path / "expected.npz" if path.is_dir() else path
+    if file.suffix != ".npz" or not file.is_file():
+        return Case(path, {}, {})
+    with np.load(file, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
     return Case(path, arrays, json.loads(str(arrays.pop("meta", "{}"))))
 
 
-def checks(*patterns: str) -> Callable[[Checker], Checker]:
-    """Register a checker for the cases of its folder whose relative path matches one of `patterns`."""
+def checks(*patterns: str, unchecked: Mapping[str, str] | None = None) -> Callable[[Checker], Checker]:
+    """Register a checker for the cases of its folder whose relative path matches one of `patterns`.
+
+    `unchecked` maps patterns of whole keys, such as `out/seconds`, to the reason why nothing looks at them.
+    """
 
     def add(checker: Checker) -> Checker:
         folder = checker.__module__.split(".")[-2]
-        _CHECKERS.setdefault(folder, []).extend((pattern, checker) for pattern in patterns)
+        _CHECKERS.setdefault(folder, []).extend(Check(each, checker, unchecked or {}) for each in patterns)
         return checker
 
     return add
@@ -120,33 +179,34 @@ def checks(*patterns: str) -> Callable[[Checker], Checker]:
 def cases(folder: str) -> list[str]:
     """The relative paths of all cases under `<root>/<folder>`: files, and the folders of checkpoints.
 
-    Such a folder is `native_ckpt/*`, `native_ckpt_*` or `native_checkpoint`.
+    Such a folder is `native_ckpt/*`, `native_ckpt_*` or `native_checkpoint*`.
     """
     top = fixture_root() / folder
     found = set()
     for path in top.rglob("*"):
         parts = path.relative_to(top).parts
         if path.is_file() and not any(fnmatch.fnmatch(path.name, skip) for skip in _NOT_CASES):
-            whole = parts[0] == "native_checkpoint" or parts[0].startswith("native_ckpt_")
+            whole = any(fnmatch.fnmatch(parts[0], pattern) for pattern in _CHECKPOINTS)
             depth = 1 if whole else 2 if parts[0] == "native_ckpt" else len(parts)
             found.add("/".join(parts[:depth]))
     return sorted(found)
 
 
-def run_case(folder: str, name: str, later: Mapping[str, str]) -> None:
-    """Run the checkers of one case; fail when there is none.
-
-    `later` maps patterns of systems that are not part of the zoo yet to the reason, which the skip states.
-    """
+def run_case(folder: str, name: str) -> None:
+    """Run the checkers of one case; fail when there is none, and when they leave an array unread without a reason."""
     package = importlib.import_module(f"tests.parity.{folder}")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"tests.parity.{folder}.{module.name}")
-    matching = [checker for pattern, checker in _CHECKERS.get(folder, []) if fnmatch.fnmatch(name, pattern)]
+    matching = [check for check in _CHECKERS.get(folder, []) if fnmatch.fnmatch(name, check.pattern)]
     if not matching:
-        for pattern, reason in later.items():
-            if fnmatch.fnmatch(name, pattern):
-                pytest.skip(f"{name}: {reason}")
         pytest.fail(f"no checker in tests/parity/{folder} covers {name}")
     case = load_case(fixture_root() / folder / name)
-    for checker in matching:
-        checker(case)
+    for check in matching:
+        check.run(case)
+    excused = [pattern for check in matching for pattern in check.unchecked]
+    unread = sorted(set(case.stored) - case.read)
+    left = [key for key in unread if not any(fnmatch.fnmatch(key, each) for each in excused)]
+    if left:
+        pytest.fail(
+            f"{name}: nothing in tests/parity/{folder} reads {len(left)} arrays: {', '.join(left[:20])}"
+        )

@@ -8,10 +8,10 @@ import pytest
 from slotzoo.data.movi_layout import LAYOUTS
 from slotzoo.data.object_clips import ObjectClips
 from slotzoo.data.sources.movi import MoviFiles, Split
-from tests.parity.harness import cases, fixture_root
+from tests.parity.harness import cases, fixture_root, folders
 
 
-FOLDERS = sorted(path.name for path in fixture_root().glob("movi_*") if path.is_dir())
+FOLDERS = folders("movi_")
 SPLITS: dict[str, Split] = {"train": "train", "validation": "test"}
 
 

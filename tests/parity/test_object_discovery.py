@@ -10,4 +10,4 @@ pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 @pytest.mark.parametrize("name", cases("object_discovery"))
 def test_case(name):
-    run_case("object_discovery", name, {})
+    run_case("object_discovery", name)

@@ -7,9 +7,7 @@ from tests.parity.harness import cases, run_case
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
-LATER: dict[str, str] = {}
-
 
 @pytest.mark.parametrize("name", cases("savi"))
 def test_case(name):
-    run_case("savi", name, LATER)
+    run_case("savi", name)

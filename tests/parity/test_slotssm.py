@@ -10,4 +10,4 @@ pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 @pytest.mark.parametrize("name", cases("slotssm"))
 def test_case(name):
-    run_case("slotssm", name, {})
+    run_case("slotssm", name)
