@@ -1,5 +1,7 @@
 """S5, ConvLSTM, Transformer and FAVOR+: layers and whole models, losses, predictions, rollouts and gradients."""
 
+from collections.abc import Mapping
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -28,7 +30,7 @@ CLASSES = {
 }
 
 
-def one_c(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def one_c(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The output matrices of both directions as the one array that ours is: [C1 | C2] over directions.
 
     The seed has two arrays, or a single one twice as long.
@@ -92,20 +94,21 @@ def check_pixels(case: Case) -> None:
     config = baseline_config(CLASSES[case.meta["cls"]], case.config)
     rules = baseline(config)
     model = from_seed(case.params, VideoPixels(config, key=jax.random.key(0)), rules)
-    video = jnp.asarray(case.inputs["video"])
+    video, actions = jnp.asarray(case.inputs["video"]), jnp.asarray(case.inputs["actions"])
+    actions = actions if case.config["use_actions"] else None
     batch, length = video.shape[:2]
 
     @eqx.filter_jit
     @eqx.filter_value_and_grad(has_aux=True)
     def loss(model):
-        def terms(video, draws):
-            out = model(video, None, draws=draws)
+        def terms(video, actions, draws):
+            out = model(video, actions, draws=draws)
             pixels = lambda squared: jnp.sum(
                 out.weights * pixel_loss(out.prediction, video[out.frames], squared=squared)
             )
             return pixels(config.loss_weight), (pixels(1.0), pixels(0.0), out)
 
-        total, aux = jax.vmap(terms)(video, draws(case, batch, length - 1))
+        total, aux = jax.vmap(terms)(video, actions, draws(case, batch, length - 1))
         return total.mean(), aux
 
     (value, (mse, l1, out)), grads = loss(model)
@@ -116,14 +119,22 @@ def check_pixels(case: Case) -> None:
     case.compare(out.features, "deter", rtol=WHOLE)
     case.compare(out.prediction, "recon" if "recon" in case.outputs else "train_recon_logits", rtol=WHOLE)
 
+    if "encoded" in case.outputs:
+        encoded = eqx.filter_jit(lambda model: jax.vmap(model.core.encoder)(video))(model)
+        case.compare(encoded, "encoded", rtol=WHOLE)
+
     # ConvSSM's Transformer is run again for every frame; ours keeps keys and values.
     context = case.config["open_loop_ctx"]
     generate = eqx.filter_jit(
-        lambda model: jax.vmap(lambda v: model.generate(v, None, length))(video[:, :context])
+        lambda model: jax.vmap(lambda v, a: model.generate(v, a, length))(video[:, :context], actions)
     )
     case.compare(generate(model)[:, context:], "rollout", rtol=WHOLE)
     if "ctx_state/0/0" in case.outputs:
-        state = eqx.filter_jit(lambda model: jax.vmap(lambda v: model(v).state)(video[:, :context]))(model)
+        seen = None if actions is None else actions[:, :context]
+        observe = eqx.filter_jit(
+            lambda model: jax.vmap(lambda v, a: model(v, a).state)(video[:, :context], seen)
+        )
+        state = observe(model)
         for i in range(config.layers):
             expected = np.concatenate([case.outputs[f"ctx_state/{i}/{part}"] for part in (0, 1)], -1)
             assert_close(state[:, i], expected, rtol=WHOLE, what=f"{case.path.name}: ctx_state/{i}")
@@ -161,6 +172,9 @@ def check_tokens(case: Case) -> None:
 
     out = eqx.filter_jit(lambda model: jax.vmap(lambda t, a: model(t, a, codebook))(tokens, actions))(model)
     case.compare(out.features, "deter", rtol=WHOLE)
+    if "encoded" in case.outputs:
+        encoded = eqx.filter_jit(lambda model: jax.vmap(model.core.encoder)(codebook[tokens]))(model)
+        case.compare(encoded, "encoded", rtol=WHOLE)
     if "ctx_state/0" not in case.outputs:
         return
     context = case.config["open_loop_ctx"]
