@@ -8,6 +8,7 @@ import pytest
 
 from slotzoo.errors import WeightsError
 from slotzoo.models.savi import SAVi
+from slotzoo.tasks.object_videos import ObjectVideosConfig, ObjectVideosTask, _measure
 from slotzoo.weights.convert.rules import to_seed
 from slotzoo.weights.convert.savi import convert_checkpoint, read_checkpoint, rules
 from slotzoo.weights.convert.savi_rules import joined
@@ -46,6 +47,35 @@ def check_checkpoint(case: Case) -> None:
     # Sizes that are not published: told only by the configuration.
     with pytest.raises(WeightsError, match="those of none of savi_large"):
         convert_checkpoint(folder)
+
+
+TRAINING = dict.fromkeys(("loss", "ari", "ari_nobg"), "of training batches, which are not recorded")
+LOGS = {f"out/log/*/{name}": why for name, why in (TRAINING | {"steps_per_sec": "how fast it was"}).items()}
+
+
+@checks("native_ckpt_*", unchecked=LOGS)
+def check_evaluation(case: Case) -> None:
+    """Our evaluation of the recorded validation clips measures what the authors' trainer has logged of them.
+
+    It goes through a clip in slices, and a memory begins each of them empty.
+    """
+    found = convert_checkpoint(case.path, model=case.config["model"])
+    as_stored = lambda x: np.rint(x * 255).astype(np.uint8)
+    clips = {"video": as_stored(case.inputs["video"]), "flow": as_stored(case.inputs["flow"])}
+    clips |= {"boxes": case.inputs["boxes"], "mask": case.inputs["segmentations"].astype(np.uint8)}
+    if "depth" in case.inputs:
+        clips["depth"] = case.inputs["depth"]
+    assert case.inputs["padding_mask"].all() and case.inputs["mask"].all()
+    task = ObjectVideosTask(ObjectVideosConfig(chunk=case.config["eval_slice_size"]))
+    keys = jax.random.split(jax.random.key(0), len(clips["video"]))
+    values = _measure(found.model, jax.tree.map(jnp.asarray, clips), keys, task.config)
+    logged = {name.split("/eval_")[1]: name for name in case.outputs if "/eval_" in name}
+    case.compare(values["loss"].mean(), logged["loss"], rtol=WHOLE)
+    for ours, theirs in {"ari": "ari", "fg_ari": "ari_nobg"}.items():
+        in_slices = (values[f"authors/{ours}"].mean(), logged[theirs])
+        for found, name in (in_slices, (values[ours], ours)):
+            # An index near 0 is a small difference of shares of pairs, whose rounding is that of 1.
+            np.testing.assert_allclose(found, case.outputs[name], rtol=0, atol=1e-6, err_msg=name)
 
 
 @checks("native_ckpt_*")

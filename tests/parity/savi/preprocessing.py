@@ -45,7 +45,7 @@ def operations(case, clip):
     }
 
 
-@checks("preprocessing_ops.npz")
+@checks("preprocessing_ops*.npz")
 def check_preprocessing(case):
     clip = {name.removeprefix("src/"): x for name, x in case.inputs.items() if name.startswith("src/")}
     done = operations(case, clip)
