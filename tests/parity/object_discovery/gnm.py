@@ -13,7 +13,7 @@ from slotzoo.models.gnm_latents import LocalNoise, bernoulli_kl
 from slotzoo.models.gnm_render import Curriculum, Glimpses, box_frames, compose
 from slotzoo.nn.celu_stacks import ConvLSTMCell, ConvStack, MLPStack, Stage
 from slotzoo.nn.spatial_transform import crop
-from slotzoo.train.optimizer import OptimizerConfig, make_optimizer
+from slotzoo.train.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from slotzoo.weights.convert.object_discovery import convert_checkpoint, read_checkpoint
 from slotzoo.weights.convert.object_discovery_gnm import (
     LSTM,
@@ -25,22 +25,13 @@ from slotzoo.weights.convert.object_discovery_gnm import (
 )
 from slotzoo.weights.convert.rules import from_seed, to_seed
 from tests.parity.harness import Case, checks
+from tests.parity.layout import first, last
 from tests.tolerance import assert_close
 
 
 SINGLE, WHOLE = 1e-5, 1e-4
 # Our names of the seed's terms of the loss.
 GROUPS = {"pres": "presence", "where": "where", "depth": "depth", "what": "what", "bg": "background"}
-
-
-def last(images: np.ndarray) -> jnp.ndarray:
-    """Channels last."""
-    return jnp.moveaxis(jnp.asarray(images), -3, -1)
-
-
-def first(images) -> jnp.ndarray:
-    """Channels first."""
-    return jnp.moveaxis(images, -1, -3)
 
 
 def whole(c, state: dict[str, np.ndarray]) -> GNM:
@@ -104,16 +95,24 @@ def check_blocks(case: Case) -> None:
         one = cell(x, cell.init_state())
         return one, cell(0.5 * x, one)
 
-    def loss(models):
-        out = {name: jax.vmap(models[name])(image(f"{name}/x")) for name in models if name != "convlstm"}
+    plain = {name: image(f"{name}/x") for name in models if name != "convlstm"}
+
+    def loss(arguments):
+        models, inputs = arguments
+        out = {name: jax.vmap(models[name])(x) for name, x in inputs.items()}
         value = sum((jnp.sum(y * image(f"{name}/loss_weight")) for name, y in out.items()), jnp.zeros(()))
         states = jax.vmap(two_steps, (None, 0))(models["convlstm"], image("convlstm/x"))
         value += jnp.sum(states[1].hidden * image("convlstm/loss_weight_h"))
         return value + jnp.sum(states[1].cell * image("convlstm/loss_weight_c")), (out, states)
 
-    grads, (out, states) = eqx.filter_jit(eqx.filter_grad(loss, has_aux=True))(models)
+    (grads, input_grads), (out, states) = eqx.filter_jit(eqx.filter_grad(loss, has_aux=True))((models, plain))
+    as_theirs = lambda x: first(x) if x.ndim == 4 else x
     for name, y in out.items():
-        case.compare(first(y) if y.ndim == 4 else y, f"{name}/y", rtol=SINGLE)
+        case.compare(as_theirs(y), f"{name}/y", rtol=SINGLE)
+        expected = case.group("grad_in")[f"{name}/x"]
+        assert_close(
+            as_theirs(input_grads[name]), expected, rtol=WHOLE, what=f"gradient of the input of {name}"
+        )
     for i, state in enumerate(states):
         case.compare(first(state.hidden), f"convlstm/h{i + 1}", rtol=SINGLE)
         case.compare(first(state.cell), f"convlstm/c{i + 1}", rtol=SINGLE)
@@ -268,19 +267,19 @@ def check_schedules(case: Case) -> None:
     case.compare(values, "gnm_prior_p_pres", rtol=1e-6)
 
 
-@checks("gnm_lightning.ckpt")
+@checks("gnm_lightning*.ckpt")
 def check_checkpoint(case: Case) -> None:
     """The arrays of the file are compared in `check_training`; here, what its names and sizes are read as."""
-    found = convert_checkpoint(case.path)
+    found, hyper = convert_checkpoint(case.path), read_checkpoint(case.path).hyper
     assert isinstance(found.model, GNM) and found.config == found.model.config
-    assert (found.config.resolution, found.config.draws, found.config.sigma) == (32, 3, 0.2)
+    sizes = (hyper["data"]["img_w"], hyper["arch"]["draw_step"], hyper["const"]["likelihood_sigma"])
+    assert (found.config.resolution, found.config.draws, found.config.sigma) == sizes
 
 
-@checks("gnm_lightning_expected.npz")
+@checks("gnm_lightning*_expected.npz")
 def check_training(case: Case) -> None:
     """Steps of RMSprop from the recorded start, on the recorded batches and draws; then an evaluation."""
-    file = case.path.with_name("gnm_lightning.ckpt")
-    found, hyper = convert_checkpoint(file), read_checkpoint(file).hyper
+    found, hyper = convert_checkpoint(case.checkpoint), read_checkpoint(case.checkpoint).hyper
     start, final = (
         {name.removeprefix("model."): array for name, array in arrays.items()}
         for arrays in (case.params, case.group("out/final"))
@@ -297,6 +296,8 @@ def check_training(case: Case) -> None:
         weight_decay=hyper["weight_decay"],
         clip_norm=hyper["gradient_clip_val"],
     )
+    rates = jax.vmap(learning_rate(config))(jnp.arange(case.meta["steps"]))
+    case.compare(rates, "lr_last_group", rtol=1e-6)
     optimizer = make_optimizer(config)
     state = optimizer.init(eqx.filter(model, eqx.is_array))
     update = eqx.filter_jit(lambda grads, state, model: optimizer.update(grads, state, model))

@@ -16,7 +16,7 @@ def recorded_bytes(pixels):
     return (np.moveaxis(pixels, -3, -1) * STD + MEAN) * 255
 
 
-@checks("video_transform.npz")
+@checks("video_transform*.npz")
 def check_transform(case):
     size = case.config["resolution"]
     found = squared(case.inputs["image"], size)
