@@ -1,17 +1,21 @@
 """Experiments as tests take them: composed in this process, and made as small as they can be with every part left."""
 
+import dataclasses
 import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from omegaconf import DictConfig, OmegaConf
 
 from experiments import build, validate
 from experiments.compose import experiment, experiments
 from experiments.folder import RunFolder, flat_settings
 from experiments.run import open_run, train_run
 from experiments.schema import RunSettings
+from slotzoo.data.spec import FieldSpec
 from slotzoo.train.signals import Signals
 
 
@@ -19,6 +23,21 @@ def settings(name: str, *overrides: str, scale: str = "tiny") -> RunSettings:
     """The settings of `experiments.train +exp=<name> scale=<scale> <overrides>`."""
     config = experiment(name, [f"scale={scale}", *overrides])
     return validate.settings(validate.with_scale(config, overrides, accelerator=False), RunSettings)
+
+
+def spec(run: RunSettings) -> dict[str, FieldSpec]:
+    """What the records of the run's data set hold."""
+    data = dataclasses.replace(run.data, cache=None, clips=2, test_clips=2)
+    return build.source(data, "test").spec
+
+
+def asked(kind: type, **values: Any) -> DictConfig:
+    """The settings of a command as Hydra would compose them."""
+    config = OmegaConf.structured(kind)
+    OmegaConf.set_readonly(config, False)
+    for name, value in values.items():
+        config[name] = str(value) if isinstance(value, Path) else value
+    return config
 
 
 # The smallest that still has every part of a run: two steps, one evaluation with a rollout, one picture.

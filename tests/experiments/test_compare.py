@@ -9,13 +9,13 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from experiments import compare, validate
-from experiments.compose import experiment
+from experiments import compare
 from experiments.evaluate import over_seeds
 from experiments.folder import RunFolder
-from experiments.schema import CompareSettings, RunSettings
+from experiments.schema import CompareSettings
 from slotzoo.errors import ConfigError, DataError
 from slotzoo.viz.plots import write_plot
+from tests.experiments.small import settings
 
 
 def table(title, rollout, psnr, frames=4):
@@ -33,8 +33,7 @@ def table(title, rollout, psnr, frames=4):
 
 
 def run_folder(path, exp, psnr, *overrides, seed=0, provenance="embedded double", step=7):
-    config = experiment(exp, ["scale=tiny", f"seed={seed}", f"runs_dir={path}", *overrides])
-    run = validate.settings(validate.with_scale(config, overrides, accelerator=False), RunSettings)
+    run = settings(exp, f"seed={seed}", f"runs_dir={path}", *overrides)
     folder = RunFolder.of(run)
     folder.write_settings(run)
     folder.update_card(data={"provenance": provenance})

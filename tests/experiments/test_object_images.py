@@ -1,6 +1,5 @@
 """Runs of image models: what is said before training, and pictures of a user's own taken apart."""
 
-import dataclasses
 import json
 
 import jax
@@ -9,29 +8,16 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from experiments import build, evaluate, predict, schema, validate
-from experiments.compose import experiment
+from experiments import build, evaluate, predict, schema
 from experiments.folder import RunFolder
 from experiments.run import train_run
-from experiments.schema import RunSettings
 from slotzoo.data.spec import FieldSpec
 from slotzoo.errors import ConfigError, DataError
 from slotzoo.train.signals import Signals
+from tests.experiments.small import asked, settings, spec
 
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
-
-def settings(name: str, *overrides: str) -> RunSettings:
-    config = experiment(name, ["scale=tiny", *overrides])
-    return validate.settings(
-        validate.with_scale(config, ["scale=tiny", *overrides], accelerator=False), RunSettings
-    )
-
-
-def spec(run: RunSettings) -> dict[str, FieldSpec]:
-    data = dataclasses.replace(run.data, cache=None, clips=2, test_clips=2)
-    return build.source(data, "test").spec
 
 
 def test_fewer_slots_than_objects_is_said_before_training():
@@ -67,14 +53,6 @@ def test_options_of_tasks_and_data_are_checked():
         spec(run)
 
 
-def asked(**values):
-    config = OmegaConf.structured(schema.PredictSettings)
-    OmegaConf.set_readonly(config, False)
-    for name, value in values.items():
-        config[name] = str(value) if name in ("run", "images", "out") else value
-    return config
-
-
 @pytest.mark.slow
 def test_pictures_of_a_user_are_taken_apart(tmp_path, capsys, monkeypatch):
     run = settings(
@@ -91,7 +69,7 @@ def test_pictures_of_a_user_are_taken_apart(tmp_path, capsys, monkeypatch):
     for name in ("a.png", "a.bmp", "more/b.png"):
         Image.fromarray(rng.integers(0, 256, (40, 35, 3), dtype=np.uint8)).save(pictures / name)
     options = dict(slots=11, iterations=5, background_detection="both", background_metric="distance")
-    assert predict.predict(asked(run=folder.path, images=pictures, **options)) == 0
+    assert predict.predict(asked(schema.PredictSettings, run=folder.path, images=pictures, **options)) == 0
     assert "3 of 3 pictures were cropped to a square" in capsys.readouterr().out
     out = folder.path / "predictions" / "step_1"
     assert (out / "overview.png").is_file() and (out / "a.png" / "slot_11.png").is_file()
@@ -103,12 +81,17 @@ def test_pictures_of_a_user_are_taken_apart(tmp_path, capsys, monkeypatch):
 
     with monkeypatch.context() as patch:  # no data set has to be there any more: the run knows its sizes
         patch.delattr(build, "source")
-        assert predict.predict(asked(run=folder.path, images=pictures / "a.png", out=tmp_path / "out")) == 0
+        assert (
+            predict.predict(
+                asked(schema.PredictSettings, run=folder.path, images=pictures / "a.png", out=tmp_path / "out")
+            )
+            == 0
+        )
     assert (tmp_path / "out" / "a" / "slot_4.png").is_file()
     with pytest.raises(DataError, match="no such folder"):
-        predict.predict(asked(run=folder.path, images=tmp_path / "nowhere"))
+        predict.predict(asked(schema.PredictSettings, run=folder.path, images=tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match="slots=0: must be positive"):
-        predict.predict(asked(run=folder.path, images=pictures, slots=0))
+        predict.predict(asked(schema.PredictSettings, run=folder.path, images=pictures, slots=0))
 
     # Batches are spread over all devices, and the parameters with them.
     assert jax.device_count() > 1

@@ -1,39 +1,23 @@
 """Runs that follow objects: what is refused before training, seeds measured together, and videos of a user's own."""
 
-import dataclasses
 import json
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 
-from experiments import build, evaluate, predict, schema, validate
-from experiments.compose import experiment
+from experiments import build, evaluate, predict, schema
 from experiments.folder import RunFolder
-from experiments.schema import RunSettings
-from slotzoo.data.spec import FieldSpec
 from slotzoo.errors import ConfigError, DataError
 from slotzoo.tasks.object_videos import ObjectVideosConfig, ObjectVideosTask
 from slotzoo.train.signals import STOPPED_EXIT_CODE
 from slotzoo.viz import write_gif
+from tests.experiments.small import asked, settings, spec
 from tests.tasks.tracks import Follower, FollowerConfig
 
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
-
-def settings(name: str, *overrides: str) -> RunSettings:
-    config = experiment(name, ["scale=tiny", *overrides])
-    return validate.settings(
-        validate.with_scale(config, ["scale=tiny", *overrides], accelerator=False), RunSettings
-    )
-
-
-def spec(run: RunSettings) -> dict[str, FieldSpec]:
-    data = dataclasses.replace(run.data, cache=None, clips=2, test_clips=2)
-    return build.source(data, "test").spec
 
 
 def test_slots_follow_the_boxes():
@@ -65,14 +49,6 @@ def test_options_of_the_task_are_checked():
     assert isinstance(task, ObjectVideosTask) and task.config.chunk == 24
     assert build._held_out_length(settings("savi_small_movi_a")) == 24
     assert settings("savi_small_movi_a").data.frames_per_clip == 3
-
-
-def asked(kind, **values):
-    config = OmegaConf.structured(kind)
-    OmegaConf.set_readonly(config, False)
-    for name, value in values.items():
-        config[name] = str(value) if name in ("run", "video", "out") else value
-    return config
 
 
 def table(score: float) -> dict:
@@ -135,7 +111,9 @@ def test_a_video_of_a_user_is_followed(tmp_path):
     ):
         with pytest.raises(ConfigError, match=sentence):
             follow(video=tmp_path / "clip.gif", **values)
-    with pytest.raises(ConfigError, match="video is missing: toy follows objects"):
-        follow(boxes=boxes)
+    run = settings("savi_small_movi_a", f"runs_dir={tmp_path / 'runs'}")
+    RunFolder.of(run).write_settings(run)
+    with pytest.raises(ConfigError, match="video is missing: savi_small_movi_a_tiny follows objects"):
+        predict.predict(asked(schema.PredictSettings, run=RunFolder.of(run).path, boxes=boxes))
     with pytest.raises(DataError, match="no such file"):
         follow(video="none.mp4", boxes=boxes)

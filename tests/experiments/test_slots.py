@@ -1,6 +1,5 @@
 """Runs of SlotSSM: what is made of the data set's sizes, what is said when they do not fit; the suite of lengths."""
 
-import dataclasses
 import json
 
 import jax
@@ -12,12 +11,11 @@ from experiments.schema import BenchmarkSettings, RunSettings
 from slotzoo.errors import ConfigError, DataError
 from slotzoo.models.registry import tiny
 from tests.arrays import random_module
-from tests.experiments.small import settings
+from tests.experiments.small import settings, spec
 
 
 def completed(run: RunSettings) -> RunSettings:
-    data = dataclasses.replace(run.data, cache=None, clips=2, test_clips=2)
-    return build.complete(run, None, build.source(data, "test").spec)
+    return build.complete(run, None, spec(run))
 
 
 def test_a_frame_is_cut_into_as_many_squares_as_asked():

@@ -1,7 +1,6 @@
 """SAVi and STATM as wholes: parts of a clip, streaming, how slots begin, memory, precision, mistakes in a sentence."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -46,20 +45,12 @@ pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 @functools.cache
 def savi(**overrides) -> SAVi:
-    return filled(lambda: SAVi(SAViConfig(**SMALL | overrides), key=KEY))
+    return random_module(lambda: SAVi(SAViConfig(**SMALL | overrides), key=KEY), scale=0.4)
 
 
 @functools.cache
 def with_memory(**overrides) -> SAVi:
-    return filled(lambda: statm(STATMConfig(**SMALL | overrides), key=KEY))
-
-
-def filled(make: Callable[[], SAVi]) -> SAVi:
-    """A model with normal numbers for parameters: its own first ones take longer to compile than the model."""
-    rng = np.random.default_rng(0)
-    is_shape = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
-    draw = lambda x: jnp.asarray(0.4 * rng.normal(size=x.shape), x.dtype) if is_shape(x) else x
-    return jax.tree.map(draw, eqx.filter_eval_shape(make), is_leaf=is_shape)
+    return random_module(lambda: statm(STATMConfig(**SMALL | overrides), key=KEY), scale=0.4)
 
 
 @pytest.fixture(scope="module")
