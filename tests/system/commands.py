@@ -59,6 +59,66 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
+# What `Interpreter` runs: a command or a block of Python a line, each followed by its exit code.
+SERVED = """
+import importlib, json, sys, traceback
+sys.stderr = sys.stdout
+for line in sys.stdin:
+    command, *arguments = json.loads(line)
+    code = 0
+    try:
+        if command == "-c":
+            exec(arguments[0], {"__name__": "__main__"})
+        else:
+            sys.argv = [command, *arguments]
+            importlib.import_module(f"experiments.{command}").main()
+    except SystemExit as left:
+        code = left.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    print(f"\\nexit code {code}", flush=True)
+"""
+
+
+class Interpreter:
+    """One Python process that runs commands by their `main`, and blocks of code, one after the other: a process of
+    its own takes each some seconds to start.
+    """
+
+    def __init__(self, folder: Path, environment: dict[str, str]):
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", SERVED],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def __enter__(self) -> "Interpreter":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._process.communicate()  # the end of its input ends it
+
+    def run(self, command: str, *arguments: str) -> str:
+        """The output of `experiments.<command>`, or of Python code after `-c`. Fails unless the exit code is 0."""
+        self._process.stdin.write(json.dumps([command, *arguments]) + "\n")
+        self._process.stdin.flush()
+        lines: list[str] = []
+        for line in self._process.stdout:
+            if line.startswith("exit code "):
+                break
+            lines.append(line)
+        else:
+            line = "the interpreter ended"
+        output = "".join(lines)
+        assert line.strip() == "exit code 0", f"{command} {' '.join(arguments)}: {line}\n{output}"
+        return output
+
+
 @dataclasses.dataclass(frozen=True)
 class Place:
     """A folder to run commands in, with what all of them share."""

@@ -1,5 +1,6 @@
 """Every command and every Python block of the README, run as it stands, at the smallest size."""
 
+import json
 import re
 import shlex
 import shutil
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from slotzoo.viz import write_gif, write_png
-from tests.system.commands import DATA, MODEL, TOKENIZER
+from tests.system.commands import DATA, MODEL, TOKENIZER, Interpreter
 from tests.weights.test_convert import ARGS, random_arrays, write_run
 
 
@@ -54,15 +55,49 @@ SMALL = {
 
 
 def small(command: str) -> list[str]:
-    """The arguments of a command, those that make it small before its own, so that its own win."""
+    """A command's name and arguments, those that make it small before its own, so that its own win."""
     words = shlex.split(command)
     assert words[:2] == ["python", "-m"], f"the README has a command that this test cannot run: {command}"
     for start, extra in SMALL.items():
         if " ".join(words[2:]).startswith(start):
             own = {word.split("=")[0] for word in words}
             added = [word for word in extra if word.split("=")[0] not in own]
-            return [sys.executable, "-m", words[2], *added, *words[3:]]
+            return [words[2].removeprefix("experiments."), *added, *words[3:]]
     raise AssertionError(f"the README has a command that this test does not know: {command}")
+
+
+def look_at_samples(samples: Path, interpreter: Interpreter) -> None:
+    """What the README's two commands wrote, and what a third one writes that is given twice: several of each clip."""
+    third = ("context=4", "length=5", "samples=2", "clips=2", "batch_size=1")
+    again = ("sample", "run=runs/convs5_dmlab_tiny/seed0", *third)
+    assert "data_1.npz: 1 clips" in interpreter.run(*again)
+    # Three held-out clips, two a batch, of six frames; five of two clips, one a batch.
+    for folder, name, context, sizes in (
+        ("step_6_seed0", "action_3", 3, [(2, 6), (1, 6)]),
+        ("step_6_seed0_2", "3", 3, [(2, 6), (1, 6)]),
+        ("step_6_seed0_3", "action_4", 4, [(1, 2, 5), (1, 2, 5)]),
+    ):
+        asked = json.loads((samples / folder / "asked.json").read_text())
+        assert asked["actions"] == name.startswith("action")
+        where = samples / folder / f"samples_{name}"
+        assert sorted(path.name for path in where.glob("*.npz")) == ["data_0.npz", "data_1.npz"]
+        for number, size in enumerate(sizes):
+            with np.load(where / f"data_{number}.npz") as file:
+                real, fake = file["real"], file["fake"]
+            assert real.dtype == fake.dtype == np.uint8 and fake.shape == (*size, 64, 64, 3)
+            several = fake if fake.ndim == 6 else fake[:, None]
+            assert several[:, 0].shape == real.shape
+            np.testing.assert_array_equal(
+                several[:, :, :context], real[:, None].repeat(several.shape[1], 1)[:, :, :context]
+            )
+            assert (several[:, :, context:] != real[:, None, context:]).any(axis=(2, 3, 4, 5)).all()
+        assert (where / f"rollout_{name}_0.png").is_file()
+        (video,) = (path for path in where.glob(f"rollout_{name}_0.*") if path.suffix != ".png")
+        assert video.suffix in (".mp4", ".gif") and video.stat().st_size > 0
+    assert (several[:, 0] != several[:, 1]).any(), "the samples of a clip are one and the same"
+    written = {path: path.stat().st_mtime_ns for path in samples.rglob("*")}
+    assert "data_" not in interpreter.run(*again)
+    assert written == {path: path.stat().st_mtime_ns for path in samples.rglob("*")}
 
 
 @pytest.mark.slow
@@ -76,16 +111,19 @@ def test_commands_and_code(place):
     write_gif(data / "clip.gif", np.zeros((4, 80, 64, 3), np.uint8))
     run = [command for command in COMMANDS if not command.startswith("make ")]
     assert len(run) >= 15
-    for command in run:
-        arguments = [word.replace("/data/", f"{data}/") for word in small(command)]
-        done = subprocess.run(arguments, cwd=place.folder, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    for kind, text in BLOCKS:
-        if kind == "python":
-            done = subprocess.run(
-                [sys.executable, "-c", text], cwd=place.folder, env=environment, capture_output=True, text=True
-            )
-            assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+    started = set()
+    with Interpreter(place.folder, environment) as interpreter:
+        for command in run:
+            name, *arguments = [word.replace("/data/", f"{data}/") for word in small(command)]
+            if name in started:
+                interpreter.run(name, *arguments)
+            else:  # the first of each kind as a process of its own
+                place.call(name, *arguments)
+                started.add(name)
+        for kind, text in BLOCKS:
+            if kind == "python":
+                interpreter.run("-c", text)
+        look_at_samples(place.run / "samples", interpreter)
 
 
 @pytest.mark.slow
