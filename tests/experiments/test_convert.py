@@ -7,12 +7,17 @@ import sys
 import jax
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 
+from experiments import schema
+from experiments.convert import convert
+from experiments.validate import CONF
 from slotzoo.models.slotssm import SlotSSM
 from slotzoo.models.vqgan import VQGAN
 from slotzoo.weights import load_model
+from slotzoo.weights.convert.convssm import read_run
 from slotzoo.weights.convert.slotssm import export_folder
-from tests.arrays import random_module
+from tests.arrays import random_module, same_record
 from tests.weights.test_convert import ARGS, random_arrays, write_run
 from tests.weights.test_convert_slotssm import SMALL
 
@@ -50,6 +55,15 @@ def test_slotssm_there_and_back(tmp_path):
     for part in ("vitencoder", "slotssm", "vitdecoder"):
         for name in ("config.json", "model.safetensors"):
             assert (back / part / name).read_bytes() == (theirs / part / name).read_bytes()
+
+
+def test_vqgan_there_and_back(tmp_path):
+    run = write_run(tmp_path / "vqgan", ARGS, random_arrays())
+    schema.register()
+    for source, out in ((run, tmp_path / "x.safetensors"), (tmp_path / "x.safetensors", tmp_path / "back")):
+        with initialize_config_dir(str(CONF.absolute()), version_base="1.3"):
+            assert convert(compose("convert", [f"source={source}", f"out={out}"])) == 0
+    assert same_record(read_run(tmp_path / "back").arrays, read_run(run).arrays)
 
 
 @pytest.mark.slow
