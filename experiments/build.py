@@ -64,8 +64,8 @@ def check_plugins(run: RunSettings) -> None:
     if run.plugins and run.model["name"] not in list_models():
         named = ",".join(run.plugins)
         raise ConfigError(
-            f"{run.name}: its model '{run.model['name']}' is not of this zoo; give plugins=[{named}], as it was trained "
-            "with."
+            f"{run.name}: its model '{run.model['name']}' is not of this zoo; give plugins=[{named}], as it was "
+            "trained with."
         )
 
 

@@ -64,6 +64,11 @@ POSITIVE = (
     "eval.samples",
     "mesh.model",
     "optim.learning_rate",
+    "step",
+    "clips",
+    "samples",
+    "context",
+    "length",
     "slots",
     "iterations",
     "frames",
@@ -72,19 +77,25 @@ POSITIVE = (
 
 
 def check_overrides(command: str, arguments: Sequence[str]) -> list[str]:
-    """Refuse a misspelt key or a value of the wrong type on the command line; return the arguments for Hydra.
+    """Refuse a misspelt key or file, or a value of the wrong type, on the command line; return the arguments for Hydra.
 
     Hydra's own messages advise a leading `+`, which would only hide the mistake. Fields of open mappings
-    (`model.layers=4`) get the `++` that Hydra wants for them.
+    (`model.layers=4`) get the `++` that Hydra wants for them, `exp=` its `+`.
     """
     checked = []
-    for argument in arguments:
-        key, eq, _ = argument.partition("=")
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        key, eq, value = argument.partition("=")
         path = key.lstrip("+~").split("@")[0]
-        if argument.startswith("-") or not eq or path.startswith("hydra") or "/" in path or path == "exp":
+        if (
+            not eq and argument[:1] not in "-~" and not before.startswith("-")
+        ):  # else it may be an option's value
+            raise ConfigError(f"{argument}: is no key=value; {_usage(command)}")
+        if argument.startswith("-") or not eq or path.startswith("hydra") or "/" in path:
             checked.append(argument)
-        elif (CONF / path).is_dir():
-            checked.append(argument)
+        elif path in _groups(command):
+            _check_choice(path, value)
+            plus = "+" if path == "exp" else ""
+            checked.append(argument if key.startswith("~") or "@" in key else f"{plus}{path}={value}")
         else:
             found = _field(SCHEMAS[command], path)
             if found is not None:
@@ -92,6 +103,37 @@ def check_overrides(command: str, arguments: Sequence[str]) -> list[str]:
             is_open = found is None or typing.get_origin(typing.get_type_hints(found[0])[found[1]]) is dict
             checked.append(f"++{argument}" if is_open and argument[0] not in "+~" else argument)
     return checked
+
+
+def _groups(command: str) -> list[str]:
+    """The folders of `conf` from which the command takes files."""
+    own = (
+        ["exp", *typing.get_type_hints(RunSettings)]
+        if command == "train"
+        else ["data"] * (command == "prepare")
+    )
+    return [name for name in own if (CONF / name).is_dir()]
+
+
+def _check_choice(group: str, value: str) -> None:
+    """Refuse what is no file of the group; of a sweep any part. What is more than names is left to Hydra."""
+    known = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    for name in value.split(","):
+        if name.replace("_", "a").isalnum() and name not in (*known, "null"):
+            raise ConfigError(
+                f"{group}={name}: there is no such file in conf/{group}.{nearest(name, known)} There are: "
+                f"{', '.join(known)}."
+            )
+
+
+def _usage(command: str) -> str:
+    first = {
+        "train": "+exp=NAME",
+        "prepare": "data=NAME",
+        "compare": "runs=[FOLDER,FOLDER]",
+        "convert": "source=FILE",
+    }
+    return f"write e.g. {first.get(command, 'suite=NAME' if command == 'benchmark' else 'run=FOLDER')}."
 
 
 def _field(schema: type, path: str) -> tuple[Any, str] | None:
@@ -171,7 +213,7 @@ def settings(config: DictConfig, schema: type[S], *, saved: bool = False) -> S:
     """
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
-        hint = ""
+        hint = f" Give {missing[0]}=...; --help shows how."
         if schema is RunSettings and not {"name", "task"}.isdisjoint(missing):
             experiments = ", ".join(sorted(p.stem for p in (CONF / "exp").glob("*.yaml")))
             hint = f" Choose an experiment with +exp=NAME, one of: {experiments}."

@@ -29,7 +29,7 @@ def read_clip(path: Path, size: int, *, frames: int | None = None) -> Clip:
         raise DataError(f"video={path}: no such file or folder.")
     pictures: Any
     if path.is_dir():
-        pictures = (Image.open(file) for file in find_pictures(path))
+        pictures = (Image.open(file) for file in find_pictures(path, "video"))
     elif path.suffix.lower() in SUFFIXES:
         pictures = _pillow(path)
     else:

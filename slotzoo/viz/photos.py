@@ -12,18 +12,18 @@ from slotzoo.errors import DataError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
 
-def find_pictures(top: Path) -> list[Path]:
+def find_pictures(top: Path, what: str = "images") -> list[Path]:
     """The pictures of a folder and of those in it, sorted; or the one that is named.
 
-    **Raises** `DataError` where there is none.
+    **Raises** `DataError` where there is none, with the key `what` under which the user gave it.
     """
     if top.is_file():
         return [top]
     if not top.is_dir():
-        raise DataError(f"images={top}: no such folder or file.")
+        raise DataError(f"{what}={top}: no such folder or file.")
     found = sorted(path for path in top.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not found:
-        raise DataError(f"images={top}: holds no picture ({', '.join(SUFFIXES)}).")
+        raise DataError(f"{what}={top}: holds no picture ({', '.join(SUFFIXES)}).")
     return found
 
 

@@ -1,5 +1,7 @@
 """Commands on a run that is not there, or not one of theirs: a sentence before anything is loaded."""
 
+import importlib
+import re
 import sys
 
 import pytest
@@ -207,3 +209,48 @@ def test_a_list_of_one_is_a_list():
         validate.check_overrides("evaluate", ["plugins=a_lab"])
     with pytest.raises(ConfigError, match=r"runs=runs/a/seed0: takes a list; write runs=\[runs/a/seed0\]\."):
         validate.check_overrides("compare", ["runs=runs/a/seed0"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (
+            "train +exp=convs5_dmlb",
+            r"exp=convs5_dmlb: .* no such file in conf/exp\. Did you mean 'convs5_dmlab'\?",
+        ),
+        (
+            "train +exp=vqgan_dmlab model=vqgan_dmlb",
+            r"model=vqgan_dmlb: .*conf/model\. Did you mean 'vqgan_dmlab'\?",
+        ),
+        ("train -m +exp=vqgan_dmlab data=dmlab,habitad", r"data=habitad: .* Did you mean 'habitat'\?"),
+        ("prepare data=dmlabb out=a", r"data=dmlabb: .* Did you mean 'dmlab'\?"),
+        ("train +exp=vqgan_dmlab mesh=fspd", r"mesh=fspd: .* There are: auto, fsdp\."),
+        ("train vqgan_dmlab", r"vqgan_dmlab: is no key=value; write e\.g\. \+exp=NAME\."),
+        ("evaluate runs/a/seed0", r"runs/a/seed0: is no key=value; write e\.g\. run=FOLDER\."),
+        ("evaluate run=a data=dmlab", r"Unknown key 'data'"),
+        ("evaluate +exp=vqgan_dmlab", r"Unknown key 'exp'"),
+        ("sample run=a clips=0", r"clips=0: must be positive"),
+        ("predict images=a", r"Missing value: run\. Give run=\.\.\.; --help shows how\."),
+    ],
+)
+def test_mistakes_before_hydra_are_one_sentence(typed, said, tmp_path, monkeypatch, capsys):
+    command, *arguments = typed.split()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [command, *arguments])
+    with pytest.raises(SystemExit) as left:
+        importlib.import_module(f"experiments.{command}").main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert left.value.code == 2 and re.match(f"error: {said}", line)
+
+
+def test_what_hydra_understands_is_left_to_it():
+    for typed in ("exp=vqgan_dmlab", "+exp=vqgan_dmlab"):
+        assert validate.check_overrides("train", [typed]) == ["+exp=vqgan_dmlab"]
+    options = ["--cfg", "job", "-m", "model=vqgan_dmlab,kl_vae", "~logger", "data=null", "hydra.verbose=true"]
+    assert validate.check_overrides("train", options) == options
+
+
+def test_the_seeds_of_a_run_are_named(tmp_path):
+    folder = begun("vqgan_dmlab", tmp_path)
+    with pytest.raises(ConfigError, match="holds the seeds of a run; give one of .*seed0"):
+        RunFolder(folder.path.parent).read_settings()
