@@ -16,7 +16,8 @@ space := $(subst ,, )
 INSTALLED := $(shell cat $(READY) 2>/dev/null)
 WANTED := $(sort $(INSTALLED) $(subst $(comma), ,$(EXTRAS)))
 ifeq ($(origin PYTHON),command line)
-  ifneq ($(shell $(PYTHON) -V 2>&1),$(shell $(BIN)/python -V 2>&1))
+  version = $(shell command -v $(1) >/dev/null && $(1) -V 2>&1)
+  ifneq ($(call version,$(PYTHON)),$(call version,$(BIN)/python))
     OTHER := another
   endif
 endif
