@@ -80,9 +80,8 @@ def _competition(torch: Any, inputs: int, dim: int, hidden: int, iterations: int
         }
     )
 
-    def refine(tokens: Any, slots: Any) -> Any:
+    def refine(key: Any, value: Any, slots: Any) -> Any:
         query = parts["query"](parts["norm_slots"](slots)) * dim**-0.5
-        key, value = parts["key"](tokens), parts["value"](tokens)
         shares = functional.softmax(key @ query.transpose(1, 2), dim=-1) + 1e-8
         updates = (shares / shares.sum(1, keepdim=True)).transpose(1, 2) @ value
         slots = parts["gru"](updates.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
@@ -90,12 +89,14 @@ def _competition(torch: Any, inputs: int, dim: int, hidden: int, iterations: int
 
     def attend(tokens: Any, count: int) -> Any:
         tokens = parts["norm_inputs"](tokens)
+        # Once for all iterations, as the published code does.
+        key, value = parts["key"](tokens), parts["value"](tokens)
         mean, log_scale = parts["initial"].weight
         slots = mean + log_scale.exp() * torch.randn(len(tokens), count, dim)
         with torch.no_grad():
             for _ in range(iterations):
-                slots = refine(tokens, slots)
-        return refine(tokens, slots.detach())
+                slots = refine(key, value, slots)
+        return refine(key, value, slots.detach())
 
     return parts, attend
 
