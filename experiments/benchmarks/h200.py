@@ -16,6 +16,7 @@ from slotzoo.errors import ConfigError
 
 
 TARGET = "NVIDIA H200, compiled and not run"
+LONGEST_S = 1800  # of one suite; they take a minute or two
 PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 # An H200 as XLA describes it; hardware figures from NVIDIA's data sheet and occupancy tables.
 H200 = """
@@ -45,7 +46,7 @@ def plugin_missing() -> str | None:
 def rows_of(module: str, *arguments: str) -> list[dict[str, Any]]:
     """What `python -m <module> <arguments>` prints in its last line, run where it can compile for an H200.
 
-    Raises `ConfigError` without the CUDA plugin, or with the last line of what went wrong.
+    Raises `ConfigError` without the CUDA plugin, with the last line of what went wrong, or after `LONGEST_S`.
     """
     if reason := plugin_missing():
         raise ConfigError(f"{reason}.")
@@ -58,7 +59,12 @@ def rows_of(module: str, *arguments: str) -> list[dict[str, Any]]:
         "XLA_FLAGS": "--xla_gpu_autotune_level=0",
     }
     command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LONGEST_S)
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(
+            f"compiling for an H200 took more than {LONGEST_S} seconds: {module} was ended."
+        ) from error
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise ConfigError(f"compiling for an H200 failed: {said[-1]}")

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from experiments import benchmark
-from experiments.benchmarks import linear_scan, timing
+from experiments.benchmarks import conv_transpose, h200, linear_scan, linear_scan_compiled, timing
 from experiments.schema import BenchmarkSettings
 from slotzoo.errors import ConfigError
 
@@ -59,8 +59,40 @@ def test_writes_rows_with_the_machine(tmp_path, monkeypatch, capsys, traced_only
 
 def test_the_baseline_computes_the_same():
     a, u, _ = linear_scan.inputs(None, 5, 4)
-    found, expected = linear_scan.published(a, u), linear_scan.ours("reference")(a, u)
-    assert jnp.allclose(found, expected, atol=1e-5)
+    found = linear_scan.published(linear_scan.as_complex(a), linear_scan.as_complex(u))
+    expected = linear_scan.ours("reference")(a, u)
+    assert jnp.allclose(found, linear_scan.as_complex(expected), atol=1e-5)
+
+
+def test_transposed_convolutions_are_those_of_the_baseline(monkeypatch, traced_only):
+    traced_only |= {"published both": 10.0}
+    monkeypatch.setitem(conv_transpose.SIZES, "tiny", [(2, 3)])
+    monkeypatch.setattr(conv_transpose, "CHANNELS", 4)
+    rows, columns = conv_transpose.run(BenchmarkSettings(suite="conv_transpose", scale="tiny", repeats=1))
+    assert [(row["implementation"], row["faster"]) for row in rows] == [("published", 1), ("ours", 10)]
+    assert set(columns) <= set(rows[0])
+    args = conv_transpose.inputs(2, 3)
+    both = [
+        conv_transpose.with_gradients(form)(*args) for form in (conv_transpose.ours, conv_transpose.published)
+    ]
+    for ours, published in zip(*map(jax.tree.leaves, both), strict=True):
+        assert jnp.allclose(ours, published, atol=1e-4 * float(jnp.abs(published).max()))
+
+
+def test_what_is_only_compiled_has_no_scale(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        linear_scan_compiled, "rows", lambda full: [dict.fromkeys(linear_scan_compiled.COLUMNS, 1)]
+    )
+    assert benchmark.benchmark(settings(suite="linear_scan_compiled", output=str(tmp_path))) == 0
+    (path,) = tmp_path.glob("*.json")
+    assert not {"scale", "repeats"} & set(json.loads(path.read_text()))
+
+
+def test_a_compiler_that_does_not_end(monkeypatch):
+    monkeypatch.setattr(h200, "plugin_missing", lambda: None)
+    monkeypatch.setattr(h200, "LONGEST_S", 0.1)
+    with pytest.raises(ConfigError, match=r"took more than 0.1 seconds: experiments.benchmark was ended"):
+        h200.rows_of("experiments.benchmark")
 
 
 def test_programs_take_turns_and_are_compared_within_a_round():
