@@ -1,7 +1,9 @@
 """Suite `slot_attention_compiled`: what one step's compiled H200 program moves, on a machine without a GPU.
 
 A unit is the bytes of the keys and values together, in bfloat16. The forward pass has to move one; forward and
-backward three: both read keys and values, the backward pass writes their cotangents. Needs the CUDA plugin.
+backward three: both read keys and values, the backward pass writes their cotangents. Its kernel copies each tile of
+keys twice, half a unit more where the second copy does not come from a cache: that is not counted. Needs the CUDA
+plugin, see `h200`.
 """
 
 import functools

@@ -1,7 +1,11 @@
 """How many bytes a compiled GPU program moves, counted in its text: what memory-bound code costs, without a GPU.
 
-Every kernel reads its operands and writes its results once. Slices count at the size of the slice, updates in
-place at the size of the update, loops as often as they run. Caches are ignored, as the arrays are larger.
+Every kernel counts as reading its operands and writing its results once. Of our own kernels that is assumed: what they
+read again is left out, which is B and C of the selective scan for every 128 channels (a fortieth of its traffic at 512)
+and the keys that slot attention's backward pass brings in twice, where the second copy does not come from a cache.
+
+Slices count at the size of the slice, updates in place at the size of the update, loops as often as they run. Caches
+are ignored, as the arrays are larger.
 """
 
 import math
