@@ -179,8 +179,8 @@ class _RepeatedScenes(MoviScenes):
 
 SETS = (
     Published("clevr_with_masks", write_clevr, {"size": 128, "max_objects": 10}, 1000, 100_000),
-    Published("clevrtex", write_clevrtex, {"size": 128, "variant": "full", "max_objects": 10}, 4000, 50_000),
-    Published("dmlab", write_dmlab, {}, 500, 40_000),
+    Published("clevrtex", write_clevrtex, {"size": 128, "variant": "full", "max_objects": 10}, 2000, 50_000),
+    Published("dmlab", write_dmlab, {}, 300, 40_000),
     Published("movi_a", write_movi, {}, 192, 9_953),
 )
 
