@@ -86,12 +86,13 @@ def smallest(name: str, folder: Path) -> RunSettings:
 # Experiments that are traced (test_traces.py) and not trained, as each repeats what a trained one does. On MOVi-B to
 # MOVi-E the programs are those on MOVi-A, and SAVi-M is SAVi-S at the tiny scale. SAVi++ is trained with the memory of
 # STATM, in the larger form; SAVi-L told boxes, and SAVi-S told boxes, segments or nothing: centres are boxes with half
-# the numbers. Moving-MNIST differs in the published length, GNM in sigma, Blinking Color Balls in the rule of the data,
-# CATER's pretraining in the decoder, which is that of CLEVRER. The others are the same model on other clips or images.
+# the numbers. TECO is trained with ConvS5, its other cores without it. Moving-MNIST differs in the published length,
+# GNM in sigma, Blinking Color Balls in the rule of the data, CATER's pretraining in the decoder, which is that of
+# CLEVRER. The others are the same model on other clips or images.
 ALIKE = (
     r"(statm_)?savi_small_movi_[b-e].*|savi_pp_.*|statm_savi_pp_movi_[a-d]"
     r"|savi_medium_.*|savi_large_movi_([b-e].*|a_unconditional)|.*_centers|.*_mnist600"
-    r"|(teco_convs5|convs5|vqgan)_(habitat|minecraft)|slate_shapes3d|gnm_(ravens|clevrtex6)"
+    r"|(teco_convs5|convs5|vqgan)_(habitat|minecraft)|teco_(s5|transformer)_dmlab|slate_shapes3d|gnm_(ravens|clevrtex6)"
     r"|slot_attention_(boxworld|multi_dsprites|sketchy)|slotssm_(cater_pretraining|bcb_most_frequent)"
 )
 # The files that train them, each in a process of its own where tests are spread over several: names by what they train.
