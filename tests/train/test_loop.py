@@ -30,13 +30,13 @@ def lines(folder):
 class StopAt(Batches):
     """Asks to stop when a batch is drawn, as a signal at that moment does."""
 
-    def __init__(self, index, signals):
+    def __init__(self, index, signals, number=signal.SIGTERM):
         super().__init__()
-        self.at, self.signals = index, signals
+        self.at, self.signals, self.number = index, signals, number
 
     def __next__(self):
         if self.index == self.at:
-            os.kill(os.getpid(), signal.SIGTERM) if self.signals is None else self.signals.request("SIGTERM")
+            os.kill(os.getpid(), self.number) if self.signals is None else self.signals.request("SIGTERM")
         return super().__next__()
 
 
@@ -127,11 +127,13 @@ def test_signal_in_evaluation_repeats_the_evaluation(straight, tmp_path):
     assert lines(tmp_path) == lines(straight[0])
 
 
-def test_real_signal_stops_and_handlers_are_put_back(tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
-    result = run_linear(tmp_path, data=StopAt(2, None))
-    assert result.status == "stopped" and result.signal == "SIGTERM"
-    assert signal.getsignal(signal.SIGTERM) is before
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda n: n.name)
+def test_real_signal_saves_stops_and_handlers_are_put_back(tmp_path, number):
+    before = signal.getsignal(number)
+    result = run_linear(tmp_path, data=StopAt(6, None, number))
+    assert result.status == "stopped" and result.signal == number.name and 1 <= result.step <= 6
+    assert saved_steps(tmp_path / "checkpoints")[-1] == result.step
+    assert signal.getsignal(number) is before
 
 
 def test_second_interrupt_quits_at_once():
