@@ -11,20 +11,20 @@ and the frames that come out. Times are seconds for the frames that were run, `f
 `speedup` and `convs5_is_faster_by` compare frames. All cores have the same encoder and decoder, and a similar
 number of parameters at the small scale.
 
-What to expect of rollouts of 64 frames (a batch of 8: of 32) at the small size, milliseconds per frame on two cores of
-an AMD EPYC (Zen 5), jaxlib 0.10.2, and what the products of the convolutions take alone at the pace of one from 32 to
+What the record has of rollouts of 64 frames at the small size, milliseconds per frame on two cores of an AMD EPYC
+(Zen 5), jaxlib 0.10.2, and what the products of the convolutions take alone at the pace of one from 32 to
 32 channels at 16 x 16, which is 231 GFLOP/s for one clip and 306 for eight (on one core 192):
 
                  one clip                                  eight clips
                  published   ours            products      published   ours            products
-    convs5            1.00   0.50    2.0x        0.31           5.6    3.0     1.9x         1.9
-    convlstm          1.08   0.59    1.8x        0.47           6.1    3.4     1.8x         2.9
-    s5                0.76   0.33    2.3x        0.14           3.7    1.9     2.0x         0.9
-    transformer       2.5    0.38    6.8x                        11    1.9     5.5x
-    performer         2.7    0.38    7.3x                        11    1.9     5.5x
+    convs5            1.04   0.50    2.1x        0.31           5.9    3.0     2.0x         1.9
+    convlstm          1.18   0.60    2.0x        0.47           6.8    3.9     1.8x         2.9
+    s5                0.83   0.33    2.5x        0.14           3.8    1.8     2.1x         0.9
+    transformer       2.2    0.33    6.7x                        19    1.9      10x
+    performer         2.3    0.34    6.7x                        20    1.8      11x
 
 So three times is out of reach for ConvS5 and ConvLSTM, whose published frames are little but the same convolutions on
-one core, unless these get fewer products: with everything else for nothing it would be 3.2 and 2.3 times. S5 spends
+one core, unless these get fewer products: with everything else for nothing it would be 3.4 and 2.5 times. S5 spends
 its frame in encoder and decoder. Of 0.33 ms, 0.03 are the first convolution, from one channel; 0.03 wait for the
 second core, which sleeps between the short pieces (a norm with its activation at 32 x 32 takes 16 microseconds where
 it has to be woken and 5.5 where not); 0.015 read 1 MB of weights of the squares. Independent convolutions do not run
