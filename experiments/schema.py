@@ -5,6 +5,7 @@ misspelt assignment into an error instead of a silently new attribute.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -294,8 +295,9 @@ SCHEMAS = {
 }
 
 
+@functools.cache
 def register() -> None:
-    """Put every schema where the YAML files of `conf` look for it."""
+    """Put every schema where the YAML files of `conf` look for it, once: it takes a third of the time of composing."""
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
         store.store(name=f"{name}_schema", node=schema)

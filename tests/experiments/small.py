@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,11 @@ from slotzoo.train.signals import Signals
 
 def settings(name: str, *overrides: str, scale: str = "tiny") -> RunSettings:
     """The settings of `experiments.train +exp=<name> scale=<scale> <overrides>`."""
-    config = experiment(name, [f"scale={scale}", *overrides])
+    return checked(experiment(name, [f"scale={scale}", *overrides]), overrides)
+
+
+def checked(config: DictConfig, overrides: Sequence[str]) -> RunSettings:
+    """The settings of a composed experiment."""
     return validate.settings(validate.with_scale(config, overrides, accelerator=False), RunSettings)
 
 
@@ -67,7 +72,9 @@ SHALLOW = {
 
 def smallest(name: str, folder: Path) -> RunSettings:
     """The settings of an experiment at its tiny scale, made smaller still; data and runs are kept in `folder`."""
-    run = settings(name, *SMALL)
+    # Composed once: the values that are typed are put in after the tiny section.
+    composed = experiment(name, ["scale=tiny"])
+    run = checked(composed, SMALL)
     overrides = [*SMALL, f"data.cache={folder / 'cache'}", f"runs_dir={folder / 'runs'}"]
     if run.task == "video_prediction":
         longer = run.eval.rollouts[0].length is not None  # than the training clips
@@ -80,7 +87,7 @@ def smallest(name: str, folder: Path) -> RunSettings:
     overrides += [
         f"++model.{field}={value}" for field, value in SHALLOW.items() if getattr(config, field, value) > value
     ]
-    return settings(name, *overrides)
+    return checked(composed, overrides)
 
 
 # Experiments that are traced (test_traces.py) and not trained, as each repeats what a trained one does. On MOVi-B to
