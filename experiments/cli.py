@@ -50,9 +50,15 @@ def sentences() -> Iterator[None]:
         code = {ConfigError: EXIT_CONFIG, NonFiniteError: EXIT_NONFINITE}.get(type(error), EXIT_FAILED)
         raise SystemExit(code) from error
     except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            print(
+                f"error: A file or folder cannot be used: {error.strerror}{where}; give another, or the right to it.",
+                file=sys.stderr,
+            )
+            raise SystemExit(EXIT_FAILED) from error
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        where = f" ({error.filename})" if error.filename else ""
         print(
             f"error: The disk is full or a limit of the system is reached: {error.strerror}{where}. Nothing that was "
             "saved is lost; make room and run the same command again.",

@@ -245,6 +245,12 @@ def _check_values(result: Any) -> None:
             raise ConfigError(
                 f"{key}={value}: unknown.{nearest(str(value), allowed)} Choose one of: {', '.join(allowed)}."
             )
+    for split in plain.get("splits") or ():
+        if split not in CHOICES["split"]:
+            raise ConfigError(
+                f"splits={','.join(plain['splits'])}: there is no {split!r}.{nearest(split, CHOICES['split'])} Choose "
+                f"among: {', '.join(CHOICES['split'])}."
+            )
     for key in POSITIVE:
         value = plain.get(key)
         if value is not None and value <= 0:
@@ -252,6 +258,8 @@ def _check_values(result: Any) -> None:
 
 
 def _check_run(run: RunSettings) -> None:
+    if not run.name.strip():
+        raise ConfigError("name=: is empty; it names the folder of the run, give name=NAME or leave it out.")
     if "name" not in run.model:
         raise ConfigError(
             "model: has no 'name'; write model.name=... or choose model=... (a file of conf/model)."

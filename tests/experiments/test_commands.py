@@ -1,5 +1,6 @@
 """Commands on a run that is not there, or not one of theirs: a sentence before anything is loaded."""
 
+import dataclasses
 import importlib
 import re
 import sys
@@ -7,11 +8,12 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from experiments import build, compare, evaluate, predict, report, run, sample, schema, train, validate
+from experiments import build, cli, compare, evaluate, predict, report, run, sample, schema, train, validate
 from experiments.compose import experiment
 from experiments.folder import RunFolder
 from slotzoo.errors import CheckpointError, ConfigError
 from slotzoo.models import registry
+from slotzoo.train.signals import Signals
 
 
 COMMANDS = {
@@ -230,6 +232,11 @@ def test_a_list_of_one_is_a_list():
         ("evaluate run=a data=dmlab", r"Unknown key 'data'"),
         ("evaluate +exp=vqgan_dmlab", r"Unknown key 'exp'"),
         ("sample run=a clips=0", r"clips=0: must be positive"),
+        ("train +exp=vqgan_dmlab scale=paper name=", r"name=: is empty; .* give name=NAME or leave it out"),
+        (
+            "prepare data=dmlab out=a splits=[train,tset]",
+            r"splits=train,tset: there is no 'tset'\. Did you mean 'test'",
+        ),
         ("predict images=a", r"Missing value: run\. Give run=\.\.\.; --help shows how\."),
     ],
 )
@@ -254,3 +261,16 @@ def test_the_seeds_of_a_run_are_named(tmp_path):
     folder = begun("vqgan_dmlab", tmp_path)
     with pytest.raises(ConfigError, match="holds the seeds of a run; give one of .*seed0"):
         RunFolder(folder.path.parent).read_settings()
+
+
+def test_a_place_that_cannot_be_used_is_one_sentence(tmp_path, capsys):
+    settings = begun("slot_attention_tetrominoes", tmp_path).read_settings()
+    (tmp_path / "file").touch()
+    with Signals() as signals, pytest.raises(SystemExit) as left, cli.sentences():
+        run.train_run(dataclasses.replace(settings, runs_dir=str(tmp_path / "file")), signals)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert left.value.code == 3 and re.match(
+        r"error: A file or folder cannot be used: Not a directory \(.*file/", line
+    )
+    with pytest.raises(IsADirectoryError), cli.sentences():  # what may be a fault of ours keeps its traceback
+        tmp_path.read_text()
