@@ -228,6 +228,10 @@ def settings(config: DictConfig, schema: type[S], *, saved: bool = False) -> S:
     _check_values(result)
     if isinstance(result, RunSettings):
         _check_run(result)
+        if not saved and not result.name.strip():
+            raise ConfigError(
+                "name=: is empty; it names the folder of the run, give name=NAME or leave it out."
+            )
         # Some sets are one file; a source that wants a folder says so itself.
         root = result.data.root
         if not saved and root is not None and not os.path.exists(os.path.expanduser(root)):
@@ -258,8 +262,6 @@ def _check_values(result: Any) -> None:
 
 
 def _check_run(run: RunSettings) -> None:
-    if not run.name.strip():
-        raise ConfigError("name=: is empty; it names the folder of the run, give name=NAME or leave it out.")
     if "name" not in run.model:
         raise ConfigError(
             "model: has no 'name'; write model.name=... or choose model=... (a file of conf/model)."

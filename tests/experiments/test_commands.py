@@ -261,6 +261,8 @@ def test_the_seeds_of_a_run_are_named(tmp_path):
     folder = begun("vqgan_dmlab", tmp_path)
     with pytest.raises(ConfigError, match="holds the seeds of a run; give one of .*seed0"):
         RunFolder(folder.path.parent).read_settings()
+    folder.write_settings(dataclasses.replace(folder.read_settings(), name=""))
+    assert folder.read_settings().name == ""  # refused now; what was saved so can still be read
 
 
 def test_a_place_that_cannot_be_used_is_one_sentence(tmp_path, capsys):
