@@ -21,14 +21,14 @@ import importlib
 import json
 import os
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
-from tests.tolerance import assert_close
+from tests.tolerance import EPS, assert_close
 
 
 Checker = Callable[["Case"], None]
@@ -125,21 +125,28 @@ class Case:
         assert_close(actual, self.outputs[name], rtol=rtol, what=f"{self.path.name}: {name}")
 
     def compare_grads(
-        self, actual: Mapping[str, Any], *, rtol: float, loose: Mapping[str, float] | None = None
+        self,
+        actual: Mapping[str, Any],
+        *,
+        rtol: float,
+        zero: Collection[str] = (),
+        loose: Mapping[str, float] | None = None,
     ) -> None:
         """Assert that `actual`, by the seed's parameter path, equals every recorded gradient and no other.
 
-        `loose` gives another tolerance to paths that match a pattern; where it is used, a comment says why.
+        What matches a pattern of `zero` is zero in theory and rounding noise on both sides: less than is left of the
+        largest gradient. `loose` gives other tolerances to paths that match a pattern; a comment says why.
         """
         assert set(actual) == set(self.grads), f"{self.path.name}: {set(actual) ^ set(self.grads)}"
-        # A bias in front of a norm has a gradient of zero, recorded as rounding noise: one epsilon of the
-        # largest gradient is the least that can be told apart.
-        noise = 1.2e-7 * max(float(np.abs(expected).max()) for expected in self.grads.values())
+        noise = EPS["float32"] * max(float(np.abs(expected).max()) for expected in self.grads.values())
         for name, expected in self.grads.items():
-            scale = float(np.abs(expected).max())
+            what = f"{self.path.name}: gradient of {name}"
+            if any(fnmatch.fnmatch(name, pattern) for pattern in zero) or not expected.any():
+                for found in (expected, np.asarray(actual[name])):
+                    assert found.shape == expected.shape and np.abs(found).max() <= noise, f"{what} is not zero"
+                continue
             own = [value for pattern, value in (loose or {}).items() if fnmatch.fnmatch(name, pattern)]
-            bound = max([rtol, noise / max(scale, 1e-30), *own])
-            assert_close(actual[name], expected, rtol=bound, what=f"{self.path.name}: gradient of {name}")
+            assert_close(actual[name], expected, rtol=max([rtol, *own]), what=what)
 
 
 def fixture_root() -> Path:

@@ -67,3 +67,14 @@ def test_array_that_nothing_reads_fails(one_case):
     one_case("out/y", "in/deep/x", "out/extra", "grad/w", checkers=checkers)
     with pytest.raises(pytest.fail.Exception, match=r"novel\.npz: nothing .* 2 arrays: grad/w, out/extra$"):
         run_case("convssm", "novel.npz")
+
+
+def test_a_small_gradient_is_compared_and_one_of_zero_is_not_read_off_noise(tmp_path):
+    """However much smaller than the largest it is; only what is named may be rounding noise."""
+    stored = {"grad/large": np.full(3, 1e3), "grad/small": np.full(3, 1e-5), "grad/bias": np.full(3, 1e-6)}
+    case = Case(tmp_path, stored, {})
+    right = {name: case.grads[name] for name in case.grads}
+    case.compare_grads(right | {"bias": np.full(3, -3e-6)}, rtol=1e-5, zero=["bi*"])
+    for wrong in ({"small": np.zeros(3)}, {"bias": np.full(3, 1e-2)}):
+        with pytest.raises(AssertionError, match=f"gradient of {next(iter(wrong))}"):
+            case.compare_grads(right | wrong, rtol=1e-5, zero=["bi*"])

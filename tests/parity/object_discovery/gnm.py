@@ -111,7 +111,7 @@ def check_blocks(case: Case) -> None:
         case.compare(as_theirs(y), f"{name}/y", rtol=SINGLE)
         expected = case.group("grad_in")[f"{name}/x"]
         assert_close(
-            as_theirs(input_grads[name]), expected, rtol=WHOLE, what=f"gradient of the input of {name}"
+            as_theirs(input_grads[name]), expected, rtol=SINGLE, what=f"gradient of the input of {name}"
         )
     for i, state in enumerate(states):
         case.compare(first(state.hidden), f"convlstm/h{i + 1}", rtol=SINGLE)
@@ -123,7 +123,7 @@ def check_blocks(case: Case) -> None:
 
 def compare_one(case: Case, path: str, actual) -> None:
     expected = case.grads[path]
-    assert_close(actual.reshape(expected.shape), expected, rtol=WHOLE, what=f"gradient of {path}")
+    assert_close(actual.reshape(expected.shape), expected, rtol=SINGLE, what=f"gradient of {path}")
 
 
 @checks("gnm_render*.npz")
@@ -158,14 +158,14 @@ def check_render(case: Case) -> None:
         case.compare(first(out.alpha), f"{name}/alpha_map", rtol=SINGLE)
         case.compare(out.masks[:, :, None], f"{name}/mask", rtol=SINGLE)
         value, grads = loss(inputs, last(case.inputs[f"loss_weight_{name}"]), step)
-        case.compare(value, f"{name}/loss", rtol=WHOLE)
+        case.compare(value, f"{name}/loss", rtol=SINGLE)
         for part, grad in grads.items():
             expected = case.group("grad_in")[f"{name}/{part}"]
             images = part.startswith(("z_", "bg"))
             grad = first(grad) if images else grad.reshape(-1, *grad.shape[2:])
             if expected.size == 1:  # the seed's mark for "not used"
                 expected = np.zeros_like(grad)
-            assert_close(grad, expected, rtol=WHOLE, what=f"{name}: gradient of {part}")
+            assert_close(grad, expected, rtol=SINGLE, what=f"{name}: gradient of {part}")
 
     boxes = inputs["z_where"].reshape(batch, -1, 4)
     draw = jax.vmap(lambda p, box: box_frames(p.reshape(-1), box, height=size, width=size))

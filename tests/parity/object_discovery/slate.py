@@ -41,12 +41,12 @@ def built(case: Case, make, table):
     return from_seed(parameters(case.params), eqx.filter_eval_shape(make), table)
 
 
-def compare_grads(case: Case, grads, table, rtol: float = WHOLE) -> None:
+def compare_grads(case: Case, grads, table, zero: tuple[str, ...] = (), *, rtol: float = SINGLE) -> None:
     # The masks are stored among the parameters and have no gradient.
     actual = to_seed(grads, parameters(case.grads), table)
     # Shapes with leading axes of size 1 are the seed's.
     actual = {name: array.reshape(case.grads[name].shape) for name, array in actual.items()}
-    case.compare_grads(actual, rtol=rtol)
+    case.compare_grads(actual, rtol=rtol, zero=zero)
 
 
 @checks("slate_dvae*.npz")
@@ -76,7 +76,7 @@ def check_dvae(case: Case) -> None:
         case.compare(jnp.moveaxis(array, -1, -3), name, rtol=SINGLE)
     compare_grads(case, grads, DVAE)
     expected = case.group("grad_in")["image"]
-    assert_close(jnp.moveaxis(image_grads, -1, -3), expected, rtol=WHOLE, what="gradient of the image")
+    assert_close(jnp.moveaxis(image_grads, -1, -3), expected, rtol=SINGLE, what="gradient of the image")
 
 
 @checks("slate_transformer_*.npz")
@@ -96,11 +96,11 @@ def check_transformer(case: Case) -> None:
 
     compute = eqx.filter_jit(jax.value_and_grad(loss, argnums=tuple(range(1 + len(inputs))), has_aux=True))
     (value, out), (grads, *input_grads) = compute(model, *inputs)
-    case.compare(value, "loss", rtol=WHOLE)
+    case.compare(value, "loss", rtol=SINGLE)
     case.compare(out, "output", rtol=SINGLE)
     compare_grads(case, grads, table)
     for name, grad in zip(names, input_grads, strict=True):
-        assert_close(grad, case.group("grad_in")[name], rtol=WHOLE, what=f"gradient of {name}")
+        assert_close(grad, case.group("grad_in")[name], rtol=SINGLE, what=f"gradient of {name}")
 
 
 @checks("slate_original_slot_encoder*.npz")
@@ -127,11 +127,12 @@ def check_slot_encoder(case: Case) -> None:
 
     compute = eqx.filter_jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
     (value, out), (grads, input_grads) = compute(model, jnp.asarray(case.inputs["inputs"]))
-    case.compare(value, "loss", rtol=WHOLE)
+    case.compare(value, "loss", rtol=SINGLE)
     case.compare(out.slots, "slots", rtol=SINGLE)
     case.compare(out.attention, "attn", rtol=SINGLE)
-    compare_grads(case, grads, SLATE_SLOT_ENCODER)
-    assert_close(input_grads, case.group("grad_in")["inputs"], rtol=WHOLE, what="gradient of the inputs")
+    # What all slots share moves no softmax over them; that of several heads is over heads and slots together.
+    compare_grads(case, grads, SLATE_SLOT_ENCODER, ("*norm_slots.bias",) if c["num_heads"] == 1 else ())
+    assert_close(input_grads, case.group("grad_in")["inputs"], rtol=SINGLE, what="gradient of the inputs")
 
 
 def whole(case: Case, state: dict[str, np.ndarray], **options) -> SLATE:
@@ -160,7 +161,7 @@ def check_whole(case: Case) -> None:
     case.compare(value, "loss", rtol=WHOLE)
     case.compare(terms["cross_entropy"], "cross_entropy", rtol=WHOLE)
     case.compare(terms["mse"], "mse", rtol=WHOLE)
-    compare_grads(case, grads, rules(case.params))
+    compare_grads(case, grads, rules(case.params), ("*norm_slots.bias",), rtol=WHOLE)
 
     out = jax.jit(jax.vmap(lambda image, draws: model(image, draws=draws)))(images, draws)
     np.testing.assert_array_equal(out.codes, case.outputs["target_tokens"])

@@ -65,7 +65,7 @@ def check_model(case: Case) -> None:
     compare_segments(masks, case.outputs["outputs/segmentations"])
     case.compare(value, "loss", rtol=WHOLE)
     compare_attention(case, found.attention, config)
-    case.compare_grads(gradients(case, grads, rules(config)), rtol=1e-3, loose=NO_GRADIENT)
+    case.compare_grads(gradients(case, grads, rules(config)), rtol=WHOLE, zero=NO_GRADIENT)
     if "outputs_pred/segmentations" in case.outputs:
         predicted, masks = jax.jit(jax.vmap(model.decode))(found.predicted)
         for name in config.targets:

@@ -42,7 +42,7 @@ def compare(case: Case, run: Callable, inputs: dict, names: tuple[str, ...], nat
         case.compare(outs[name], name, rtol=RTOL)
         if name in precise:
             assert_close(outs[name], precise[name], rtol=RTOL, what=f"{case.path.name}: {name} in float64")
-    case.compare_grads({f"input:{name}": native(name, grad) for name, grad in grads.items()}, rtol=2 * RTOL)
+    case.compare_grads({f"input:{name}": native(name, grad) for name, grad in grads.items()}, rtol=RTOL)
     return rest
 
 

@@ -148,8 +148,8 @@ def check_pipeline(case: Case):
         case.compare(out.outputs.masks[:, :, :, None], "mask", rtol=WHOLE)
         shares = out.attention[-1]
         case.compare(shares.reshape(-1, *shares.shape[2:]), "attn_last", rtol=WHOLE)
-    loose = unseen(inverted=model.config.cross == "inverted", heads=model.config.cross_heads)
-    case.compare_grads(in_seed(grads, list(case.grads), rules(model.config)), rtol=2 * WHOLE, loose=loose)
+    zero = unseen(inverted=model.config.cross == "inverted", heads=model.config.cross_heads)
+    case.compare_grads(in_seed(grads, list(case.grads), rules(model.config)), rtol=WHOLE, zero=zero)
 
 
 @checks("train_steps*.npz")
