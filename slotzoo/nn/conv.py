@@ -5,7 +5,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jax.nn.initializers import Initializer, lecun_normal, variance_scaling
+from jax.nn.initializers import Initializer, lecun_normal
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from slotzoo.errors import ConfigError, ShapeError
@@ -166,14 +166,12 @@ class ConvTranspose(eqx.Module):
         stride: int = 2,
         padding: Padding = "SAME",
         bias: bool = True,
-        init: Initializer | None = None,
+        init: Initializer = lecun_normal(),
         key: PRNGKeyArray,
     ):
-        """Kernel by `init`, zero bias. Unless given, LeCun-normal for the taps that reach one pixel of the output:
-        one in `stride x stride` of the kernel's.
+        """Kernel by `init`, LeCun-normal (truncated) unless given, as in Flax: of the whole kernel, of which one tap in
+        `stride x stride` reaches a pixel, so a layer makes its input smaller by `stride`. Zero bias.
         """
-        if init is None:
-            init = variance_scaling(stride**2, "fan_in", "truncated_normal")
         self.weight = init(key, (kernel_size, kernel_size, in_channels, out_channels), jnp.float32)
         self.bias = jnp.zeros(out_channels) if bias else None
         self.in_channels, self.out_channels = in_channels, out_channels
