@@ -19,11 +19,11 @@ log = logging.getLogger(__name__)
 
 
 class _Shard(NamedTuple):
-    """A file, and what its name says: one of `count` shards of the data set `name`."""
+    """A file, and what its name says: one of `of` shards of the data set `name`."""
 
     path: pathlib.Path
     name: str
-    count: int | None
+    of: int | None
 
 
 def _shards(folder: pathlib.Path, split: str) -> list[_Shard]:
@@ -72,7 +72,7 @@ def _declared_lengths(folder: pathlib.Path, split: str) -> list[int] | None:
 def _one_set(folder: pathlib.Path, split: str, declared: int | None) -> list[_Shard]:
     """The shards of one export: of those that are as many as declared, where there are several."""
     shards = _shards(folder, split)
-    sets = sorted({(shard.name, shard.count) for shard in shards}, key=str)
+    sets = sorted({(shard.name, shard.of) for shard in shards}, key=str)
     if len(sets) <= 1:
         return shards
     right = [one for one in sets if declared is not None and one[1] == declared]
@@ -83,7 +83,7 @@ def _one_set(folder: pathlib.Path, split: str, declared: int | None) -> list[_Sh
             "those that do not belong to this data set."
         )
     log.warning("%s has %s; dataset_info.json says %d shards, so only these are read", folder, named, declared)
-    return [shard for shard in shards if (shard.name, shard.count) == right[0]]
+    return [shard for shard in shards if (shard.name, shard.of) == right[0]]
 
 
 class Shards:
