@@ -14,6 +14,7 @@ from slotzoo.models.savi import SAVi, SAViConfig
 from slotzoo.models.statm import STATMConfig, statm
 from slotzoo.ops import batch_map
 from slotzoo.precision import policy
+from tests.arrays import random_module
 
 
 SMALL: dict[str, Any] = dict(
