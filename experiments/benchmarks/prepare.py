@@ -37,7 +37,7 @@ from slotzoo.data.spec import Provenance, Source
 from slotzoo.data.synthetic.clevr import ClevrScenes
 from slotzoo.data.synthetic.maze import MazeSource
 from slotzoo.data.synthetic.movi import MoviScenes
-from slotzoo.data.tfrecord import masked_crc32c, parse_example
+from slotzoo.data.tfrecord import build_example, byte_strings, framed, parse_example
 
 
 COLUMNS = ["set", "row", "records", "seconds", "per_second", "total", "minutes", "core_minutes"]
@@ -70,49 +70,26 @@ def _pictures(distinct: int, **options: Any) -> list[dict[str, np.ndarray]]:
     return found
 
 
-def byte_strings(x: np.ndarray) -> bytes:
-    """A BytesList with one string per byte: tag, length 1, value."""
-    entries = np.empty((x.size, 3), np.uint8)
-    entries[:, 0], entries[:, 1], entries[:, 2] = 10, 1, x.ravel()
-    return entries.tobytes()
-
-
-def _field(number: int, content: bytes) -> bytes:
-    """A field of a protobuf message that states its length."""
-    head, left = bytearray([8 * number + 2]), len(content)
-    while left > 127:
-        head.append(128 | left & 127)
-        left >>= 7
-    return bytes([*head, left]) + content
-
-
 def clevr_example(record: dict[str, np.ndarray]) -> bytes:
     """A `tf.train.Example` of CLEVR with masks, as Multi-Object Datasets writes it."""
     masks = (record["mask"][None] == np.arange(ENTITIES, dtype=np.uint8)[:, None, None]) * np.uint8(255)
     visible = np.concatenate([[1], record["visible"], np.zeros(ENTITIES - 1 - len(record["visible"]))])
-    features = b"".join(
-        _field(1, _field(1, name.encode()) + _field(2, _field(kind, content)))
-        for name, kind, content in (
-            ("image", 1, byte_strings(record["image"])),
-            ("mask", 1, byte_strings(masks)),
-            ("visibility", 2, _field(1, visible.astype("<f4").tobytes())),
-        )
+    return build_example(
+        {
+            "image": byte_strings(record["image"]),
+            "mask": byte_strings(masks),
+            "visibility": visible.astype(np.float32),
+        }
     )
-    return _field(1, features)
 
 
 def write_clevr(root: Path, records: int, distinct: int) -> None:
     """`clevr_with_masks_train.tfrecords`, compressed with GZIP."""
-    examples = [clevr_example(record) for record in _pictures(distinct)]
-    framed = []
-    for data in examples:
-        length = len(data).to_bytes(8, "little")
-        crc = lambda part: masked_crc32c(part).to_bytes(4, "little")
-        framed.append(length + crc(length) + data + crc(data))
+    examples = [framed(clevr_example(record)) for record in _pictures(distinct)]
     root.mkdir()
     with gzip.open(root / "clevr_with_masks_train.tfrecords", "wb", compresslevel=6) as file:
         for i in range(records):
-            file.write(framed[i % distinct])
+            file.write(examples[i % distinct])
 
 
 def write_clevrtex(root: Path, records: int, distinct: int) -> None:

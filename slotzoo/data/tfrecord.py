@@ -134,14 +134,20 @@ def read_at(path: pathlib.Path, place: Place, where: str) -> bytes:
     return data[:-4]
 
 
+def framed(data: bytes) -> bytes:
+    """A record as it lies in a file: its data with length and checksums."""
+    length = struct.pack("<Q", len(data))
+    return b"".join(
+        (length, struct.pack("<I", masked_crc32c(length)), data, struct.pack("<I", masked_crc32c(data)))
+    )
+
+
 def write_file(path: pathlib.Path, records: Iterable[bytes]) -> int:
     """Write a TFRecord file; return the number of records."""
     count = 0
     with open(path, "wb") as file:
         for data in records:
-            length = struct.pack("<Q", len(data))
-            file.write(length + struct.pack("<I", masked_crc32c(length)))
-            file.write(data + struct.pack("<I", masked_crc32c(data)))
+            file.write(framed(data))
             count += 1
     return count
 
@@ -203,6 +209,11 @@ def parse_example(data: bytes, where: str, keys: Iterable[str] | None = None) ->
         else:
             found[name] = list(feature[name].bytes_list.value)
     return found
+
+
+def byte_strings(x: np.ndarray) -> list[bytes]:
+    """One string per byte, as Multi-Object Datasets stores pictures."""
+    return [bytes([b]) for b in np.asarray(x, np.uint8).ravel().tolist()]
 
 
 def build_example(features: Features) -> bytes:

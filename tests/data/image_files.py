@@ -2,13 +2,12 @@
 
 import gzip
 import json
-import struct
 
 import numpy as np
 from PIL import Image
 
 from slotzoo.data import open_source
-from slotzoo.data.tfrecord import build_example, masked_crc32c
+from slotzoo.data.tfrecord import build_example, byte_strings, framed
 
 
 COUNT = 12  # images of the sets that tests write
@@ -19,17 +18,10 @@ def double(**options):
     return open_source("tetrominoes", "train", clips=COUNT, **options)
 
 
-def byte_strings(x):
-    """One string per byte, as Multi-Object Datasets stores pictures."""
-    return [bytes([b]) for b in np.asarray(x, np.uint8).ravel().tolist()]
-
-
 def write_gzip(path, examples):
     with gzip.open(path, "wb", compresslevel=1) as file:
         for data in examples:
-            length = struct.pack("<Q", len(data))
-            file.write(length + struct.pack("<I", masked_crc32c(length)))
-            file.write(data + struct.pack("<I", masked_crc32c(data)))
+            file.write(framed(data))
 
 
 def tetrominoes_features(source):

@@ -8,9 +8,9 @@ import pytest
 
 from slotzoo.data import open_source
 from slotzoo.data.gzip_records import GzipRecords, parse_bytes_example
-from slotzoo.data.tfrecord import build_example
+from slotzoo.data.tfrecord import build_example, byte_strings
 from slotzoo.errors import DataError
-from tests.data.image_files import COUNT, byte_strings, write_gzip
+from tests.data.image_files import COUNT, write_gzip
 
 
 def test_records_are_counted_once(tetrominoes, tmp_path, monkeypatch):
