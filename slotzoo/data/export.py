@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import cast
 
 import numpy as np
@@ -9,10 +10,10 @@ from jaxtyping import UInt8
 
 from slotzoo.data.export_movi import export_movi
 from slotzoo.data.sources.folders import mark
-from slotzoo.data.sources.tfds_shards import refuse_others
+from slotzoo.data.sources.tfds_shards import new_shards, write_shards
 from slotzoo.data.spec import Source, View
 from slotzoo.data.synthetic.movi import MoviScenes
-from slotzoo.data.tfrecord import build_example, write_file
+from slotzoo.data.tfrecord import build_example
 from slotzoo.errors import DataError
 
 
@@ -137,8 +138,7 @@ def export_encoded(source: Source, root: str | pathlib.Path, split: str, *, shar
     """
     root = pathlib.Path(root)
     folder = root / "1.0.0"
-    paths = [folder / f"{root.name}-{split}.tfrecord-{shard:05d}-of-{shards:05d}" for shard in range(shards)]
-    refuse_others(folder, split, paths)
+    paths = new_shards(folder, root.name, split, shards)
     mark(source, root)
     mark(source, folder)  # which may be named as the root as well
     shapes = {
@@ -157,12 +157,13 @@ def export_encoded(source: Source, root: str | pathlib.Path, split: str, *, shar
         "featuresDict": {"features": tensors},
     }
     (folder / "features.json").write_text(json.dumps(features, indent=1))
-    lengths = []
-    for shard, path in enumerate(paths):
-        indices = range(shard * len(source) // shards, (shard + 1) * len(source) // shards)
-        records = (source[index] for index in indices)
-        examples = (build_example({"video": r["tokens"], "actions": r["actions"]}) for r in records)
-        lengths.append(write_file(path, examples))
+
+    def examples(indices: range) -> Iterator[bytes]:
+        for index in indices:
+            record = source[index]
+            yield build_example({"video": record["tokens"], "actions": record["actions"]})
+
+    lengths = write_shards(paths, len(source), examples)
     info = folder / "dataset_info.json"
     splits = json.loads(info.read_text())["splits"] if info.exists() else []
     splits = [s for s in splits if s["name"] != split]

@@ -8,10 +8,10 @@ import numpy as np
 
 from slotzoo.data.movi_layout import CATEGORIES, COLORS, KUBASIC, MATERIALS, SHAPES, SIZES
 from slotzoo.data.sources.folders import mark
-from slotzoo.data.sources.tfds_shards import refuse_others
+from slotzoo.data.sources.tfds_shards import new_shards, write_shards
 from slotzoo.data.synthetic.movi import MoviScenes
 from slotzoo.data.tfds_features import Declared, Kind, encode, write_features
-from slotzoo.data.tfrecord import build_example, write_file
+from slotzoo.data.tfrecord import build_example
 from slotzoo.errors import DataError
 
 
@@ -73,22 +73,14 @@ def export_movi(
         )
     root = pathlib.Path(root)
     folder = root / source.name / f"{source.size}x{source.size}" / "1.0.0"
-    shards = -(-len(source) // per_shard)
-    paths = [
-        folder / f"{source.name}-{splits[split]}.tfrecord-{shard:05d}-of-{shards:05d}"
-        for shard in range(shards)
-    ]
-    refuse_others(folder, splits[split], paths)
+    paths = new_shards(folder, source.name, splits[split], -(-len(source) // per_shard))
     mark(source, folder)  # and not the root, where published sets may lie beside this one
     declared = declare(source.clip(0), source.name)
     write_features(folder / "features.json", declared)
     for feature, names in _classes(source.name).items():
         if feature in declared:
             (folder / f"{feature.replace('/', '-')}.labels.txt").write_text("\n".join(names) + "\n")
-    lengths = []
-    for shard, path in enumerate(paths):
-        indices = range(shard * len(source) // shards, (shard + 1) * len(source) // shards)
-        lengths.append(write_file(path, _examples(source, declared, indices)))
+    lengths = write_shards(paths, len(source), lambda indices: _examples(source, declared, indices))
     info = folder / "dataset_info.json"
     others = json.loads(info.read_text())["splits"] if info.exists() else []
     described = {"name": splits[split], "shardLengths": [str(n) for n in lengths]}

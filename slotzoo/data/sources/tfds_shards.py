@@ -7,11 +7,11 @@ import json
 import logging
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from slotzoo.data.sources.folders import contents
-from slotzoo.data.tfrecord import Place, index_file, read_at
+from slotzoo.data.tfrecord import Place, index_file, read_at, write_file
 from slotzoo.errors import DataError
 
 
@@ -36,15 +36,27 @@ def _shards(folder: pathlib.Path, split: str) -> list[_Shard]:
     return found
 
 
-def refuse_others(folder: pathlib.Path, split: str, wanted: Iterable[pathlib.Path]) -> None:
-    """Raise `DataError` where a folder has shards of a split that writing `wanted` would leave beside them."""
-    written = set(wanted)
-    others = [shard.path for shard in _shards(folder, split) if shard.path not in written]
+def new_shards(folder: pathlib.Path, name: str, split: str, count: int) -> list[pathlib.Path]:
+    """The files of a split that is to be written. **Raises** `DataError` where the folder has others of that split."""
+    wanted = [folder / f"{name}-{split}.tfrecord-{shard:05d}-of-{count:05d}" for shard in range(count)]
+    others = [shard.path for shard in _shards(folder, split) if shard.path not in wanted]
     if others:
         raise DataError(
             f"{folder} has {len(others)} shards of split {split!r} of another export ({others[0].name}); delete them, "
             "or choose another folder."
         )
+    return wanted
+
+
+def write_shards(
+    paths: Sequence[pathlib.Path], records: int, examples: Callable[[range], Iterable[bytes]]
+) -> list[int]:
+    """Write the `examples` of a stretch of the records to each file; return how many there are in each."""
+    count = len(paths)
+    return [
+        write_file(path, examples(range(shard * records // count, (shard + 1) * records // count)))
+        for shard, path in enumerate(paths)
+    ]
 
 
 def version_folder(root: pathlib.Path, split: str, expected: str) -> pathlib.Path:
