@@ -60,21 +60,6 @@ def run(config: BenchmarkSettings) -> tuple[list[dict[str, Any]], list[str]]:
             work |= {f"{name} both": (with_gradients(forward), (x, kernel, gy))}
         results = timing.measure(work, config.repeats)
         for name in ("published", "ours"):
-            forward, both = results[f"{name} forward"], results[f"{name} both"]
-            rows.append(
-                {
-                    "batch": batch,
-                    "side": side,
-                    "channels": CHANNELS,
-                    "taps": TAPS,
-                    "implementation": name,
-                    "forward_ms": forward.median_s * 1e3,
-                    "both_ms": both.median_s * 1e3,
-                    "faster_forward": timing.speedup(results, f"{name} forward", over="published forward"),
-                    "faster": timing.speedup(results, f"{name} both", over="published both"),
-                    "temp_mb": both.temp_bytes / 2**20,
-                    "peak_mb": both.peak_bytes / 2**20,
-                    "compile_s": both.compile_s,
-                }
-            )
+            row = {"batch": batch, "side": side, "channels": CHANNELS, "taps": TAPS, "implementation": name}
+            rows.append(row | timing.both_ways(results, name, over="published"))
     return rows, COLUMNS

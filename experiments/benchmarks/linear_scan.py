@@ -107,14 +107,7 @@ def run(config: BenchmarkSettings) -> tuple[list[dict[str, Any]], list[str]]:
                     "rows": GRID[0] * GRID[1],
                     "channels": channels,
                     "implementation": name,
-                    "forward_ms": forward.median_s * 1e3,
-                    "both_ms": both.median_s * 1e3,
-                    # Against the published formulation, as the median of the ratios within a round.
-                    "faster_forward": timing.speedup(results, f"{name} forward", over="published forward"),
-                    "faster": timing.speedup(results, f"{name} both", over="published both"),
-                    "compile_s": both.compile_s,
-                    "temp_mb": both.temp_bytes / 2**20,
-                    "peak_mb": both.peak_bytes / 2**20,
+                    **timing.both_ways(results, name, over="published"),
                     # The share of copy speed: 2 arrays move forward, 3 more backward (x, gy in; du out). It is
                     # above 1 where the arrays stay in a cache.
                     "roofline_forward": 2 * u.nbytes / bandwidth / forward.median_s,

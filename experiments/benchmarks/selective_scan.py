@@ -121,7 +121,7 @@ def run(config: BenchmarkSettings) -> tuple[list[dict[str, Any]], list[str]]:
         results = timing.measure(work, config.repeats)
         baseline = results["published both"]
         for name in scans:
-            forward, both = results[f"{name} forward"], results[f"{name} both"]
+            both = results[f"{name} both"]
             rows.append(
                 {
                     "batch": batch,
@@ -129,14 +129,7 @@ def run(config: BenchmarkSettings) -> tuple[list[dict[str, Any]], list[str]]:
                     "channels": channels,
                     "states": states,
                     "implementation": name,
-                    "forward_ms": forward.median_s * 1e3,
-                    "both_ms": both.median_s * 1e3,
-                    # Against the usual formulation, as the median of the ratios within a round.
-                    "faster_forward": timing.speedup(results, f"{name} forward", over="published forward"),
-                    "faster": timing.speedup(results, f"{name} both", over="published both"),
-                    "compile_s": both.compile_s,
-                    "temp_mb": both.temp_bytes / 2**20,
-                    "peak_mb": both.peak_bytes / 2**20,
+                    **timing.both_ways(results, name, over="published"),
                     "less_memory": baseline.peak_bytes / both.peak_bytes,
                     "step_ms": results["step"].median_s * 1e3,
                     "step_share": time / timing.speedup(results, "step", over=f"{name} forward"),

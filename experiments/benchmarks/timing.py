@@ -99,6 +99,23 @@ def speedup(results: Mapping[str, Result], name: str, *, over: str) -> float:
     return ratio(results[over].times_s, results[name].times_s)
 
 
+def both_ways(results: Mapping[str, Result], name: str, *, over: str) -> dict[str, float]:
+    """What a row says of an operation, measured as `<name> forward` and, with its gradients, as `<name> both`.
+
+    `faster_forward` and `faster` are the medians of the ratios to `over`'s within a round.
+    """
+    forward, both = results[f"{name} forward"], results[f"{name} both"]
+    return {
+        "forward_ms": forward.median_s * 1e3,
+        "both_ms": both.median_s * 1e3,
+        "faster_forward": speedup(results, f"{name} forward", over=f"{over} forward"),
+        "faster": speedup(results, f"{name} both", over=f"{over} both"),
+        "compile_s": both.compile_s,
+        "temp_mb": both.temp_bytes / 2**20,
+        "peak_mb": both.peak_bytes / 2**20,
+    }
+
+
 def in_turns(samples: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """What each sample gives in each round."""
     found: dict[str, list[float]] = {name: [] for name in samples}
