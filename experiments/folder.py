@@ -88,10 +88,10 @@ class RunFolder:
             raise ConfigError(
                 f"run={self.path}: no such folder; give the folder of a run, e.g. runs/NAME/seed0."
             )
-        seeds = sorted(str(path.parent) for path in self.path.glob("seed*/config.yaml"))
-        if seeds and not self.config.is_file():
-            raise ConfigError(f"run={self.path}: holds the seeds of a run; give one of {', '.join(seeds)}.")
         if not self.config.is_file():
+            seeds = sorted(str(path.parent) for path in self.path.glob("seed*/config.yaml"))
+            if seeds:
+                raise ConfigError(f"run={self.path}: holds the seeds of a run; give one of {', '.join(seeds)}.")
             raise ConfigError(
                 f"run={self.path}: holds no config.yaml, so it is not the folder of a run; "
                 "give the one that experiments.train printed, e.g. runs/NAME/seed0."

@@ -132,8 +132,9 @@ def _usage(command: str) -> str:
         "prepare": "data=NAME",
         "compare": "runs=[FOLDER,FOLDER]",
         "convert": "source=FILE",
+        "benchmark": "suite=NAME",
     }
-    return f"write e.g. {first.get(command, 'suite=NAME' if command == 'benchmark' else 'run=FOLDER')}."
+    return f"write e.g. {first.get(command, 'run=FOLDER')}."
 
 
 def _field(schema: type, path: str) -> tuple[Any, str] | None:

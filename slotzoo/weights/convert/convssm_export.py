@@ -208,19 +208,19 @@ def _video_args(c: Any) -> dict[str, Any]:
     if a(PatchConfig):
         args["embedding_dim"] = c.feature_dim
     if core == "transformer":
-        args["z_tfm_kwargs"] = dict(
-            embed_dim=c.d_model,
-            mlp_dim=c.mlp_dim,
-            num_heads=c.heads,
-            num_layers=c.layers,
-            dropout=c.dropout,
-            attention_dropout=getattr(c, "attention_dropout", 0.0),
-        )
+        dropout = {"dropout": c.dropout, "attention_dropout": getattr(c, "attention_dropout", 0.0)}
+        args["z_tfm_kwargs"] = _transformer_args(c.d_model, c.mlp_dim, c.heads, c.layers) | dropout
     if a(TECOConfig):
         args |= _teco_args(c)
     if a(PixelsConfig):
         args |= dict(eval_seq_len_1=500, eval_seq_len_2=900, eval_seq_len_3=1300, open_loop_ctx=100)
     return args
+
+
+def _transformer_args(dim: int, mlp_dim: int, heads: int, layers: int) -> dict[str, Any]:
+    return dict(
+        embed_dim=dim, mlp_dim=mlp_dim, num_heads=heads, num_layers=layers, dropout=0.0, attention_dropout=0.0
+    )
 
 
 def _teco_args(c: TECOConfig) -> dict[str, Any]:
@@ -230,14 +230,7 @@ def _teco_args(c: TECOConfig) -> dict[str, Any]:
         z_git=dict(
             vocab_dim=c.prior_vocab_dim,
             mask_schedule=c.prior_schedule,
-            tfm_kwargs=dict(
-                embed_dim=c.prior_dim,
-                mlp_dim=c.prior_mlp_dim,
-                num_heads=c.prior_heads,
-                num_layers=c.prior_layers,
-                dropout=0.0,
-                attention_dropout=0.0,
-            ),
+            tfm_kwargs=_transformer_args(c.prior_dim, c.prior_mlp_dim, c.prior_heads, c.prior_layers),
         ),
         T_draft=c.draft,
         T_revise=c.revise,
