@@ -9,11 +9,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from experiments import build, cli, compare, evaluate, predict, report, run, sample, schema, train, validate
-from experiments.compose import experiment
 from experiments.folder import RunFolder
 from slotzoo.errors import CheckpointError, ConfigError
 from slotzoo.models import registry
 from slotzoo.train.signals import Signals
+from tests.experiments import small
 
 
 COMMANDS = {
@@ -22,6 +22,14 @@ COMMANDS = {
     "sample": (sample.sample, schema.SampleSettings),
     "report": (report.report, schema.ReportSettings),
 }
+
+
+def begun(exp, path, *typed):
+    """The folder of a run that was begun, and has no checkpoint yet."""
+    run = small.settings(exp, f"runs_dir={path}", *typed)
+    folder = RunFolder.of(run)
+    folder.write_settings(run)
+    return folder
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -51,10 +59,7 @@ def test_runs_to_compare_that_are_none(tmp_path):
     ],
 )
 def test_runs_without_rollouts_name_the_command_that_takes_them(exp, instead, tmp_path):
-    composed = experiment(exp, ["scale=tiny", f"runs_dir={tmp_path}"])
-    run = validate.settings(validate.with_scale(composed, (), accelerator=False), schema.RunSettings)
-    folder = RunFolder.of(run)
-    folder.write_settings(run)
+    folder = begun(exp, tmp_path)
     with pytest.raises(ConfigError, match=f"nothing to sample from a run of .*{instead}"):
         sample.sample(OmegaConf.structured(schema.SampleSettings(run=str(folder.path))))
 
@@ -80,11 +85,7 @@ def test_a_sweep_does_all_its_jobs_until_one_is_stopped(code, tmp_path, monkeypa
 
 
 def test_a_context_of_ones_own_may_be_longer_than_what_is_measured(tmp_path, monkeypatch):
-    typed = ["scale=tiny", f"runs_dir={tmp_path}", "eval.rollouts=[{context:4,actions:false,length:8}]"]
-    composed = experiment("convs5_mnist300", typed)
-    settings = validate.settings(validate.with_scale(composed, typed, accelerator=False), schema.RunSettings)
-    folder = RunFolder.of(settings)
-    folder.write_settings(settings)
+    folder = begun("convs5_mnist300", tmp_path, "eval.rollouts=[{context:4,actions:false,length:8}]")
     opened = []
 
     def open_run(folder, settings, **options):
@@ -95,16 +96,7 @@ def test_a_context_of_ones_own_may_be_longer_than_what_is_measured(tmp_path, mon
     asked = schema.SampleSettings(run=str(folder.path), context=40, actions=False)
     with pytest.raises(ConfigError, match="far enough"):
         sample.sample(OmegaConf.structured(asked))
-    assert build._held_out_length(opened[0]) == 128 == settings.data.test_length
-
-
-def begun(exp, path, *typed):
-    """The folder of a run that was begun, and has no checkpoint yet."""
-    composed = experiment(exp, ["scale=tiny", f"runs_dir={path}", *typed])
-    settings = validate.settings(validate.with_scale(composed, typed, accelerator=False), schema.RunSettings)
-    folder = RunFolder.of(settings)
-    folder.write_settings(settings)
-    return folder
+    assert build._held_out_length(opened[0]) == 128 == folder.read_settings().data.test_length
 
 
 @pytest.mark.parametrize("command", ["evaluate", "sample"])

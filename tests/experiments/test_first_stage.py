@@ -4,12 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments import build, first_stage, validate
-from experiments.compose import experiment
+from experiments import build, first_stage
 from experiments.folder import RunFolder
 from experiments.prepare import _own_tokenizer
-from experiments.schema import RunSettings
 from slotzoo.errors import ConfigError
+from tests.experiments.small import settings
 
 
 class Trained(Exception):
@@ -22,8 +21,7 @@ def train(settings):
 
 def run_and_tokenizer(path, monkeypatch, provenance):
     """The settings of a run on tokens, the folder of its tokenizer's run, and a data set of this provenance."""
-    config = experiment("convs5_dmlab", ["scale=tiny", f"runs_dir={path}"])
-    run = validate.settings(validate.with_scale(config, (), accelerator=False), RunSettings)
+    run = settings("convs5_dmlab", f"runs_dir={path}")
     monkeypatch.setattr(build, "source", lambda data, split: SimpleNamespace(provenance=provenance))
     return run, RunFolder(path / "vqgan_dmlab_tiny" / "seed0")
 
