@@ -1,6 +1,7 @@
 """GNM in PyTorch's eager mode, for comparison: the formulas of Jiang and Ahn (NeurIPS 2020) in torch's own layers.
 
-Glimpses are pasted by `grid_sample`, all of their channels at once, and nothing is computed that is only logged.
+Glimpses are pasted by `grid_sample`, all of their channels at once. With `logs`, the published default, the scene is
+decoded and rendered once more from what the global latent predicts: the published step does so for what it logs.
 """
 
 import itertools
@@ -10,7 +11,7 @@ from typing import Any
 TINY = 1e-15
 
 
-def network(torch: Any, config: Any) -> tuple[Any, Any]:
+def network(torch: Any, config: Any, *, logs: bool = True) -> tuple[Any, Any]:
     """The parts of the network, and its loss as a function of images (batch, channel, height, width)."""
     nn, functional = torch.nn, torch.nn.functional
     c, cells, dim = config, config.cells, config.features
@@ -116,31 +117,39 @@ def network(torch: Any, config: Any) -> tuple[Any, Any]:
         grid = functional.affine_grid(theta, size, align_corners=False)
         return functional.grid_sample(glimpses, grid, align_corners=False)
 
+    each = lambda x: x.permute(0, 2, 3, 1).flatten(0, 2)
+
+    def render(distribution: tuple[Any, ...], backdrop: Any) -> tuple[Any, Any]:
+        """The picture, and the presence of objects."""
+        logits, *others = distribution
+        uniform = torch.rand_like(logits).clamp(1e-7, 1 - 1e-7)
+        presence = (uniform.logit() + logits) / c.temperature[0]
+        presence = presence.sigmoid().clamp(TINY, 1 - 1e-7)
+        where, depth, what = (sample(x) for x in others)
+        scale, ratio = where[:, :1].sigmoid(), (0.5 * where[:, 1:2]).exp()
+        scale = torch.cat([scale / ratio, scale * ratio], 1)
+        shift = 2 / cells * (place + 0.5 + where[:, 2:].tanh()) - 1
+        decoded = parts["what"](each(what)[..., None, None]).sigmoid()
+        colour, alpha = decoded.split([c.in_channels, glimpse - c.in_channels], 1)
+        stacked = paste(torch.cat([colour * alpha, alpha], 1), each(scale), each(shift))
+        stacked = (stacked * each(presence)[..., None, None]).unflatten(0, (-1, cells**2))
+        opacity = stacked[:, :, -1:]
+        near = opacity * (-depth).sigmoid().flatten(1)[..., None, None, None]
+        foreground = (stacked[:, :, :-1] * near / (near.sum(1, keepdim=True) + TINY)).sum(1)
+        background = parts["background"](sample(backdrop)[..., None, None]).sigmoid()
+        total = opacity.sum(1)
+        total = total + (total.clamp(TINY, 1) - total).detach()
+        return foreground + (1 - total) * background, presence
+
     def loss(images: Any) -> Any:
         x = parts["encoder"](images)
         scene, canvas, cost = draw(x)
         q_back = normal(parts["background_posterior"](x.flatten(1)))
         p_back = normal(parts["background_prior"](scene))
         q, p = distributions(x), distributions(canvas)
-        uniform = torch.rand_like(q[0]).clamp(1e-7, 1 - 1e-7)
-        presence = (uniform.logit() + q[0]) / c.temperature[0]
-        presence = presence.sigmoid().clamp(TINY, 1 - 1e-7)
-        where, depth, what = (sample(each) for each in q[1:])
-        scale, ratio = where[:, :1].sigmoid(), (0.5 * where[:, 1:2]).exp()
-        scale = torch.cat([scale / ratio, scale * ratio], 1)
-        shift = 2 / cells * (place + 0.5 + where[:, 2:].tanh()) - 1
-        each = lambda x: x.permute(0, 2, 3, 1).flatten(0, 2)
-        decoded = parts["what"](each(what)[..., None, None]).sigmoid()
-        colour, alpha = decoded.split([c.in_channels, glimpse - c.in_channels], 1)
-        stacked = paste(torch.cat([colour * alpha, alpha], 1), each(scale), each(shift))
-        stacked = (stacked * each(presence)[..., None, None]).unflatten(0, (len(images), -1))
-        opacity = stacked[:, :, -1:]
-        near = opacity * (-depth).sigmoid().flatten(1)[..., None, None, None]
-        foreground = (stacked[:, :, :-1] * near / (near.sum(1, keepdim=True) + TINY)).sum(1)
-        background = parts["background"](sample(q_back)[..., None, None]).sigmoid()
-        total = opacity.sum(1)
-        total = total + (total.clamp(TINY, 1) - total).detach()
-        made = foreground + (1 - total) * background
+        made, presence = render(q, q_back)
+        if logs:
+            render(p, p_back)
         likelihood = -0.5 * ((images - made) / c.sigma) ** 2
         present = presence.clamp(min=1e-5)
         cost = cost + bernoulli(q[0], p[0]).sum()
