@@ -18,6 +18,7 @@ def convert(config: DictConfig) -> int:
 
     from experiments import validate
     from experiments.schema import ConvertSettings
+    from slotzoo.errors import ConfigError
     from slotzoo.models import model_card
     from slotzoo.weights import load_model, save_weights
     from slotzoo.weights.convert import savi
@@ -33,6 +34,11 @@ def convert(config: DictConfig) -> int:
         written = export_run(model, out) if can_export(model) else export_folder(model, out)
         print(f"{card.model}: written for its authors' code to {written}")
         return 0
+    if (source / "weights.safetensors").is_file():
+        raise ConfigError(
+            f"source='{source}' is a run of slotzoo's own, whose weights.safetensors loads as it is; "
+            "source=FOLDER/weights.safetensors out=FOLDER writes it for its authors' code."
+        )
     if is_checkpoint(source):
         found = convert_folder(source)
     elif savi.is_checkpoint(source):

@@ -8,6 +8,10 @@ from omegaconf import DictConfig
 from experiments import cli
 
 
+# What only rollouts of the video models are measured with.
+OF_ROLLOUTS = ("samples", "lpips", "fvd")
+
+
 def evaluate(config: DictConfig) -> int:
     """Measure a run's newest checkpoint, or those of all seeds in a folder."""
     import json
@@ -56,6 +60,7 @@ def evaluate_run(asked, folder):
     from experiments import build
     from experiments.folder import free
     from experiments.run import open_run
+    from slotzoo.errors import ConfigError
     from slotzoo.files import write_text
     from slotzoo.prng import stream
     from slotzoo.train.mesh import shard_batch
@@ -66,9 +71,16 @@ def evaluate_run(asked, folder):
     settings = folder.read_settings()
     if asked.root is not None:
         settings.data.root = asked.root
-    for name in ("clips", "batch_size", "samples", "lpips", "fvd"):
-        if getattr(asked, name) is not None:
-            setattr(settings.eval, name, getattr(asked, name))
+    for name in ("clips", "batch_size", *OF_ROLLOUTS):
+        value = getattr(asked, name)
+        if value is None:
+            continue
+        if name in OF_ROLLOUTS and settings.task != "video_prediction":
+            raise ConfigError(
+                f"{name}={str(value).lower()} is for runs that predict videos; that in '{folder.path}' is one of "
+                f"{settings.task}: leave it out."
+            )
+        setattr(settings.eval, name, value)
     settings.eval.rollouts = settings.eval.protocol or settings.eval.rollouts
     opened = open_run(
         folder, build.on_split(settings, asked.split), split=asked.split, step=asked.step, spread=True

@@ -125,6 +125,15 @@ def test_rollouts_on_training_clips_end_with_them(command, tmp_path, monkeypatch
         build.on_split(held_out, "val")
 
 
+@pytest.mark.parametrize("option", [{"samples": 4}, {"fvd": True}, {"lpips": False}])
+def test_what_only_rollouts_are_measured_with_is_refused_elsewhere(option, tmp_path):
+    folder = begun("slot_attention_tetrominoes", tmp_path)
+    with pytest.raises(
+        ConfigError, match="is for runs that predict videos; that in .* is one of object_images"
+    ):
+        evaluate.evaluate(OmegaConf.structured(schema.EvaluateSettings(run=str(folder.path), **option)))
+
+
 @pytest.mark.parametrize(
     ("exp", "said"),
     [

@@ -80,7 +80,8 @@ def test_runs_stand_beside_each_other_and_what_was_published(tmp_path, capsys):
     assert cost["rows"][1]["ms per frame (100_to_900)"] == 1.325
     assert "convs5_mnist600, published" in capsys.readouterr().out
     assert "<table>" in (tmp_path / "out" / "comparison.html").read_text()
-    assert Image.open(tmp_path / "out" / "psnr_by_frame_100_to_900.png").size[0] > 300
+    with Image.open(tmp_path / "out" / "psnr_by_frame_100_to_900.png") as drawn:
+        assert drawn.size[0] > 300
 
 
 def test_names_and_data_are_kept_apart(tmp_path):

@@ -8,10 +8,12 @@ import jax
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from experiments import schema
 from experiments.convert import convert
 from experiments.validate import CONF
+from slotzoo.errors import ConfigError
 from slotzoo.models.slotssm import SlotSSM
 from slotzoo.models.vqgan import VQGAN
 from slotzoo.weights import load_model
@@ -71,3 +73,10 @@ def test_mistakes_are_sentences(tmp_path):
     result = command(f"source={tmp_path}", f"out={tmp_path}/x.safetensors")
     assert result.returncode == 3 and "holds no checkpoint_<step>" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_run_of_ours_is_no_published_checkpoint(tmp_path):
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    asked = schema.ConvertSettings(source=str(tmp_path), out=str(tmp_path / "x.safetensors"))
+    with pytest.raises(ConfigError, match=r"slotzoo's own, whose weights\.safetensors loads as it is"):
+        convert(OmegaConf.structured(asked))
