@@ -167,7 +167,7 @@ def _clipping(kind: str, limit: float | int) -> optax.GradientTransformation:
     def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
         del params
         if kind == "norm":
-            size = optax.global_norm(updates)
+            size = optax.tree.norm(updates)
         else:
             size = jnp.max(jnp.stack([jnp.max(jnp.abs(g)) for g in jax.tree.leaves(updates)]))
         factor = jnp.minimum(1.0, limit / jnp.maximum(size, 1e-30))
