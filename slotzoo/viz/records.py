@@ -18,11 +18,19 @@ VIDEOS = (".mp4", ".webm")
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """One folder `evaluation/step_<n>`."""
+    """One folder `evaluation/step_<n>` of training, or `evaluation/step_<n>_<split>[_<i>]` of `experiments.evaluate`."""
 
     step: int
     tables: tuple[Table, ...]
     media: tuple[Path, ...]
+    split: str = ""  # empty in training
+    again: int = 1  # the i-th of this step and split
+
+    @property
+    def title(self) -> str:
+        """What was measured: the step and, where training did not choose it, the split."""
+        number = f", number {self.again}" if self.again > 1 else ""
+        return f"step {self.step:,}{f', split {self.split}' if self.split else ''}{number}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +41,8 @@ class RunRecords:
     card: Mapping[str, Any]
     config: str
     lines: tuple[Mapping[str, Any], ...]
-    evaluations: tuple[Evaluation, ...]
+    evaluations: tuple[Evaluation, ...]  # of training
+    measured: tuple[Evaluation, ...]  # of `experiments.evaluate`, by step
     predictions: tuple[Path, ...]  # overviews of `experiments.predict`
     log: tuple[str, ...]
     problems: tuple[str, ...]
@@ -78,14 +87,25 @@ def read_run(folder: Path) -> RunRecords:
     card = _card(folder / "run.json", problems)
     config = _text(folder / "config.yaml", problems, "The configuration") or ""
     lines = _lines(folder / "metrics.jsonl", problems)
-    evaluations = tuple(_evaluations(folder, problems))
-    if not evaluations:
+    found = list(_evaluations(folder, problems))
+    evaluations = tuple(each for each in found if not each.split)
+    # One that was stopped before its end leaves an empty folder.
+    measured = tuple(each for each in found if each.split and (each.tables or each.media))
+    if not evaluations and not measured:
         problems.append("There is no evaluation yet, so there are no tables and no pictures.")
     log = folder / "train.log"
     tail = log.read_text(errors="replace").splitlines()[-40:] if log.is_file() else []
     overviews = sorted((folder / "predictions").glob("*/overview.png"), key=lambda p: _natural(p.parent))
     return RunRecords(
-        folder, card, config, tuple(lines), evaluations, tuple(overviews), tuple(tail), tuple(problems)
+        folder,
+        card,
+        config,
+        tuple(lines),
+        evaluations,
+        measured,
+        tuple(overviews),
+        tuple(tail),
+        tuple(problems),
     )
 
 
@@ -161,22 +181,21 @@ def _lines(path: Path, problems: list[str]) -> list[Mapping[str, Any]]:
 def _evaluations(folder: Path, problems: list[str]) -> Iterator[Evaluation]:
     found = []
     for path in (folder / "evaluation").glob("step_*"):
-        match = re.fullmatch(r"step_(\d+)", path.name)
+        match = re.fullmatch(r"step_(\d+)(?:_([a-z]\w*?)(?:_(\d+))?)?", path.name)
         if match and path.is_dir():
-            found.append((int(match[1]), path))
+            found.append((int(match[1]), match[2] or "", int(match[3] or 1), path))
     top = folder.resolve()
-    for step, path in sorted(found):
-        tables: tuple[Table, ...] = ()
-        if (path / "table.json").is_file():
-            try:
-                tables = tuple(read_tables(path / "table.json"))
-            except DataError:
-                problems.append(f"The table of step {step} cannot be read.")
+    for step, split, again, path in sorted(found):
         # Links that lead out of the run folder are not followed.
         media = [p for p in sorted(path.iterdir(), key=_natural) if p.suffix.lower() in (*PICTURES, *VIDEOS)]
-        yield Evaluation(
-            step, tables, tuple(p for p in media if p.is_file() and p.resolve().is_relative_to(top))
-        )
+        media = tuple(p for p in media if p.is_file() and p.resolve().is_relative_to(top))
+        evaluation = Evaluation(step, (), media, split, again)
+        if (path / "table.json").is_file():
+            try:
+                evaluation = dataclasses.replace(evaluation, tables=tuple(read_tables(path / "table.json")))
+            except DataError:
+                problems.append(f"The table of {evaluation.title} cannot be read.")
+        yield evaluation
 
 
 def _natural(path: Path) -> list[Any]:

@@ -43,11 +43,12 @@ def write_report(
     latest = records.evaluations[-1] if records.evaluations else None
     title = _title(folder)
     body = [
-        f"<header><h1>{escape(title)}</h1>{_facts(records, latest)}</header>",
+        f"<header><h1>{escape(title)}</h1>{_facts(records)}</header>",
         _provenance(records),
         _problems(records.problems),
         *_tables(latest),
         *_gallery(latest, media),
+        *_measured(records.measured, media),
         *_predictions(records.predictions, media),
         *_curves(records),
         *_history(records.evaluations[:-1], media),
@@ -79,7 +80,7 @@ def _title(folder: Path) -> str:
     return f"{path.parent.name}, seed {seed}" if seed.isdigit() else path.name
 
 
-def _facts(records: RunRecords, latest: Evaluation | None) -> str:
+def _facts(records: RunRecords) -> str:
     """A few numbers that say where the run stands."""
     facts: list[tuple[str, str]] = []
     if records.step is not None:
@@ -89,8 +90,9 @@ def _facts(records: RunRecords, latest: Evaluation | None) -> str:
         values = charts.get(measure, {}).get("train", ([], []))[1]
         if values:
             facts.append((f"training {readable(measure)}", format_value(values[-1])))
-    if latest is not None:
-        facts.append(("last evaluation", f"step {latest.step:,}"))
+    steps = [evaluation.step for evaluation in (*records.evaluations, *records.measured)]
+    if steps:
+        facts.append(("last evaluation", f"step {max(steps):,}"))
     items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts)
     return f'<dl class="facts">{items}</dl>' if facts else ""
 
@@ -117,7 +119,7 @@ def _problems(problems: Sequence[str]) -> str:
 def _tables(latest: Evaluation | None) -> Iterator[str]:
     if latest is None or not latest.tables:
         return
-    yield f"<section><h2>Evaluation at step {latest.step:,}</h2>"
+    yield f"<section><h2>Evaluation at {escape(latest.title)}</h2>"
     for table in latest.tables:
         yield _table(table)
     yield "</section>"
@@ -170,7 +172,7 @@ def _table_curve(curve) -> str:
 def _gallery(latest: Evaluation | None, media: "_Media") -> Iterator[str]:
     if latest is None or not latest.media:
         return
-    yield f"<section><h2>Pictures and videos of step {latest.step:,}</h2>"
+    yield f"<section><h2>Pictures and videos of {escape(latest.title)}</h2>"
     if any(path.suffix.lower() != ".png" for path in latest.media):  # rollouts come with a video
         yield "<p class=note>Blue borders: frames that were given. Orange borders: predicted frames.</p>"
     yield '<div class="media">'
@@ -178,6 +180,13 @@ def _gallery(latest: Evaluation | None, media: "_Media") -> Iterator[str]:
     ordered = sorted(latest.media, key=lambda path: path.suffix.lower() == ".png")
     yield from (media.figure(path, readable(path.stem)) for path in ordered)
     yield "</div></section>"
+
+
+def _measured(measured: Sequence[Evaluation], media: "_Media") -> Iterator[str]:
+    """What experiments.evaluate measured after training, the newest step first."""
+    for evaluation in reversed(measured):
+        yield from _tables(evaluation)
+        yield from _gallery(evaluation, media)
 
 
 def _predictions(overviews: Sequence[Path], media: "_Media") -> Iterator[str]:

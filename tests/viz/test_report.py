@@ -177,6 +177,29 @@ def test_everything_may_be_broken(run):
     assert "The table of step 100 cannot be read." in text
 
 
+def test_what_was_measured_after_training_is_shown(run):
+    """`experiments.evaluate` writes beside the evaluations of training, and says which split it measured."""
+    top = run / "evaluation"
+    for name in ("step_50_train", "step_100_test", "step_100_test_2"):
+        shutil.copytree(top / "step_50", top / name)
+    (top / "step_100_val").mkdir()  # was stopped before its end
+    text = page_of(run).text
+    titles = re.findall(r"(Evaluation at step \d+(?:, split [a-z]+)?(?:, number \d)?)", text)
+    assert titles == [
+        "Evaluation at step 100",
+        "Evaluation at step 100, split test, number 2",
+        "Evaluation at step 100, split test",
+        "Evaluation at step 50, split train",
+    ]
+    assert "Pictures and videos of step 100, split test" in text
+    shutil.rmtree(top / "step_50")
+    shutil.rmtree(top / "step_100")
+    text = page_of(run).text
+    assert "There is no evaluation yet" not in text and "Evaluation at step 50, split train" in text
+    (top / "step_50_train" / "table.json").write_text("[")
+    assert "The table of step 50, split train cannot be read." in page_of(run).text
+
+
 def test_links_out_of_the_folder_are_not_followed(run, tmp_path):
     secret = write_png(tmp_path / "secret.png", np.zeros((4, 4, 3), np.uint8))
     os.symlink(secret, run / "evaluation" / "step_100" / "a.png")
