@@ -2,7 +2,7 @@
 
 from slotzoo.models.gnm import GNM
 from slotzoo.models.gnm_config import GNMConfig
-from slotzoo.models.registry import ModelCard, register
+from slotzoo.models.registry import FROM_MEMORY, ModelCard, register
 
 
 _PAPER = "Jiang, Ahn: Generative Neurosymbolic Machines, NeurIPS 2020"
@@ -62,7 +62,7 @@ def _card(
         parameters=parameters,
         source=source,
         metrics=metrics,
-        description=description,
+        description=description + (FROM_MEMORY if metrics else ""),
     )
 
 

@@ -25,7 +25,7 @@ from slotzoo.models.pixel_slots import (
     slot_draws,
     slots_of,
 )
-from slotzoo.models.registry import ModelCard, register
+from slotzoo.models.registry import FROM_MEMORY, ModelCard, register
 from slotzoo.nn.broadcast_decoder import SpatialBroadcastDecoder
 from slotzoo.nn.pixel_encoder import PixelEncoder
 from slotzoo.nn.slot_attention import SlotAttention
@@ -313,7 +313,7 @@ for _name, _title, _config, _parameters, _source, _metrics, _note, _tiny in (
             parameters=_parameters,
             source=_source,
             metrics=_metrics,
-            description=_note,
+            description=_note + (FROM_MEMORY if _metrics else ""),
         ),
         tiny=_tiny,
     )

@@ -134,7 +134,7 @@ _register(
     section="5.3, appendix D",
     parameters=349_258_608,
     metrics={
-        "fvd@action_144": 95.0,
+        "fvd@36": 95.0,
         "psnr@action_144": 12.9,
         "ssim@action_144": 0.390,
         "lpips@action_144": 0.632,
@@ -158,7 +158,7 @@ _register(
     section="5.3, appendix D",
     parameters=214_754_544,
     metrics={
-        "fvd@action_144": 71.0,
+        "fvd@action_36": 71.0,
         "psnr@action_144": 14.8,
         "ssim@action_144": 0.374,
         "lpips@action_144": 0.355,
