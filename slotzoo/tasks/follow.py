@@ -42,12 +42,17 @@ def tracker(model: Any) -> Any:
 
 def check_length(frames: int, config: Any) -> None:
     """**Raises** ShapeError for a clip that is longer than what the model can follow."""
-    longest = getattr(config, "longest", None)
-    if longest is not None and frames > longest:
+    if not fits(frames, config):
         raise ShapeError(
-            f"The model remembers {longest} frames at most (model.max_frames) and is to follow {frames}; make the clip "
-            "shorter (frames=N of experiments.predict), or train one with a larger model.max_frames."
+            f"The model remembers {config.longest} frames at most (model.max_frames) and is to follow {frames}; make "
+            "the clip shorter (frames=N of experiments.predict), or train one with a larger model.max_frames."
         )
+
+
+def fits(frames: int, config: Any) -> bool:
+    """Whether the model can be shown so many frames, those that only fill up a slice among them."""
+    longest = getattr(config, "longest", None)
+    return longest is None or frames <= longest
 
 
 def targets_of(clip: Mapping[str, Array], config: Any) -> dict[str, Float[Array, "time height width channel"]]:
@@ -115,12 +120,17 @@ def follow(
     targets_of(jax.tree.map(lambda x: x[:1], fields), model.config)
     frames, (height, width) = len(clip["video"]), clip["video"].shape[1:3]
     check_length(frames, model.config)
+    chunk = min(chunk, frames)
     slices = -(-frames // chunk)
-    padding = slices * chunk - frames
+    # A model without room for what fills up the last slice is shown that slice as short as it is, which has to be
+    # compiled by itself.
+    rest = 0 if fits(slices * chunk, model.config) else frames % chunk
+    slices -= rest > 0
+    padding = max(0, slices * chunk - frames)
 
     def sliced(x: Array) -> Array:
         """Slices of equal length: the last frame again, where there is none left."""
-        longer = jnp.concatenate([x, jnp.repeat(x[-1:], padding, axis=0)]) if padding else x
+        longer = jnp.concatenate([x, jnp.repeat(x[-1:], padding, axis=0)]) if padding else x[: slices * chunk]
         return longer.reshape(slices, chunk, *x.shape[1:])
 
     def body(state: Any, now: tuple[dict[str, Array], Array]) -> tuple[Any, Followed]:
@@ -138,10 +148,15 @@ def follow(
 
     there = (jnp.arange(slices * chunk) < frames).reshape(slices, chunk)
     start = model.init_state(conditions_of(model, clip), key=key)
-    _, found = jax.lax.scan(body, start, (jax.tree.map(sliced, fields), there))
+    state, found = jax.lax.scan(body, start, (jax.tree.map(sliced, fields), there))
     labels, looks = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:frames], (found.labels, found.looks))
-    errors = {name: jnp.sum(value) for name, value in found.errors.items()}
-    return Followed(labels, jnp.sum(found.shares, axis=0) / labels.size, errors, looks)
+    shares, errors = jax.tree.map(lambda x: jnp.sum(x, axis=0), (found.shares, found.errors))
+    if rest:
+        _, last = body(state, (jax.tree.map(lambda x: x[-rest:], fields), jnp.ones(rest, bool)))
+        join = lambda x, more: jnp.concatenate([x, more])
+        labels, looks = jax.tree.map(join, (labels, looks), (last.labels, last.looks))
+        shares, errors = jax.tree.map(jnp.add, (shares, errors), (last.shares, last.errors))
+    return Followed(labels, shares / labels.size, errors, looks)
 
 
 def looked_at(

@@ -33,6 +33,7 @@ from slotzoo.tasks.follow import (
     check_length,
     conditions_of,
     emptied,
+    fits,
     follow,
     has_background,
     painted_boxes,
@@ -180,8 +181,9 @@ class ObjectVideosTask(AbstractPlainTask):
         parts = []
         for start in range(0, len(video), chunk):
             some = video[start : start + chunk]
-            # The last slice is as long as the others, so that there is one program.
-            longer = np.concatenate([some, np.repeat(some[-1:], chunk - len(some), axis=0)])
+            # The last slice is as long as the others, so that there is one program, if the model has room for it.
+            more = chunk - len(some) if fits(start + chunk, config) else 0
+            longer = np.concatenate([some, np.repeat(some[-1:], more, axis=0)])
             out = _goes_on(model, jnp.asarray(longer), state)
             state = out.state
             parts.append(

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from slotzoo.errors import ConfigError, DataError
-from slotzoo.tasks.follow import follow, painted_boxes, partners
+from slotzoo.tasks.follow import follow, painted_boxes, partners, tracker
 from slotzoo.tasks.object_videos import ObjectVideosConfig, ObjectVideosTask
+from tests.models.test_slotssm import OBJECTS, build
 from tests.tasks.tracks import Follower, FollowerConfig, Forgetful
 
 
@@ -139,6 +140,28 @@ def test_stops_and_refuses_nothing(batch, tmp_path):
         evaluate(task, Follower(), [], tmp_path)
     with pytest.raises(ConfigError, match="chunk"):
         ObjectVideosConfig(chunk=0)
+
+
+def test_what_fills_up_a_slice_needs_no_room():
+    """Of 7 frames, as many as the model remembers: at once, and in slices of which the last one ends after them."""
+    model = tracker(build(OBJECTS, mixer="attention"))
+    video = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), np.uint8)
+    clip, key = {"video": jnp.asarray(video)}, jax.random.key(0)
+
+    def tracked(chunk):
+        track = ObjectVideosTask(ObjectVideosConfig(chunk=chunk)).track(model, video, {}, key=key)
+        return {"masks": track.masks, "slots": track.slots, **track.predictions}
+
+    whole, sliced = tracked(10), tracked(4)
+    for name, value in whole.items():
+        assert np.isfinite(value).all(), name
+        np.testing.assert_allclose(sliced[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+    followed = eqx.filter_jit(follow)(model, clip, chunk=4, key=key)
+    np.testing.assert_array_equal(followed.labels, whole["masks"].argmax(1))
+    np.testing.assert_allclose(followed.shares.sum(), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(followed.errors["rgb"], np.square(whole["rgb"] - video / 255).sum(), rtol=1e-4)
+    longer = eqx.filter_eval_shape(lambda m: follow(m, clip, chunk=10, key=key), model)
+    assert longer.labels.shape == (7, 8, 8)
 
 
 def test_boxes_are_painted_smallest_on_top():
