@@ -18,7 +18,7 @@ VIDEOS = (".mp4", ".webm")
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """One folder `evaluation/step_<n>` of training, or `evaluation/step_<n>_<split>[_<i>]` of `experiments.evaluate`."""
+    """One folder `evaluation/step_<n>` of training, or `step_<n>_<split>[_<i>]` of `experiments.evaluate`."""
 
     step: int
     tables: tuple[Table, ...]

@@ -173,7 +173,7 @@ def _gallery(latest: Evaluation | None, media: "_Media") -> Iterator[str]:
     if latest is None or not latest.media:
         return
     yield f"<section><h2>Pictures and videos of {escape(latest.title)}</h2>"
-    if any(path.suffix.lower() != ".png" for path in latest.media):  # rollouts come with a video
+    if any(path.name.startswith("rollout_") for path in latest.media):  # borders of tracks are colours of slots
         yield "<p class=note>Blue borders: frames that were given. Orange borders: predicted frames.</p>"
     yield '<div class="media">'
     # Moving pictures are small and come first, several in a row; strips take a row each.

@@ -200,6 +200,14 @@ def test_what_was_measured_after_training_is_shown(run):
     assert "The table of step 50, split train cannot be read." in page_of(run).text
 
 
+def test_borders_are_explained_where_they_tell_given_frames_from_predicted_ones(run):
+    """Rollouts are framed that way; videos of tracks are framed by the colours of slots."""
+    assert "Blue borders" not in page_of(run).text
+    strip = run / "evaluation" / "step_100" / "clip_0.png"
+    strip.rename(strip.with_name("rollout_action_3_0.png"))
+    assert "Blue borders: frames that were given." in page_of(run).text
+
+
 def test_links_out_of_the_folder_are_not_followed(run, tmp_path):
     secret = write_png(tmp_path / "secret.png", np.zeros((4, 4, 3), np.uint8))
     os.symlink(secret, run / "evaluation" / "step_100" / "a.png")
