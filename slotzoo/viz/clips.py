@@ -8,7 +8,7 @@ from jaxtyping import Float, Integer, UInt8
 from PIL import Image, ImageSequence
 
 from slotzoo.errors import DataError
-from slotzoo.viz.photos import SUFFIXES, find_pictures
+from slotzoo.viz.photos import SUFFIXES, eight_bits, find_pictures
 
 
 class Clip(NamedTuple):
@@ -29,7 +29,7 @@ def read_clip(path: Path, size: int, *, frames: int | None = None) -> Clip:
         raise DataError(f"video={path}: no such file or folder.")
     pictures: Any
     if path.is_dir():
-        pictures = (Image.open(file) for file in find_pictures(path, "video"))
+        pictures = _opened(find_pictures(path, "video"))
     elif path.suffix.lower() in SUFFIXES:
         pictures = _pillow(path)
     else:
@@ -38,7 +38,7 @@ def read_clip(path: Path, size: int, *, frames: int | None = None) -> Clip:
     try:
         for picture in pictures:
             shapes.add(picture.size)
-            kept.append(_square(picture.convert("RGB"), size))
+            kept.append(_square(eight_bits(picture, "RGB", getattr(picture, "format", None)), size))
             if len(kept) == frames:
                 break
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -49,6 +49,12 @@ def read_clip(path: Path, size: int, *, frames: int | None = None) -> Clip:
         raise DataError(f"video={path}: its frames differ in size: {', '.join(map(str, sorted(shapes)))}.")
     ((width, height),) = shapes
     return Clip(np.stack(kept), height, width)
+
+
+def _opened(files: list[Path]) -> Any:
+    for file in files:
+        with Image.open(file) as picture:
+            yield picture
 
 
 def _pillow(path: Path) -> Any:

@@ -35,7 +35,7 @@ def read_picture(path: Path, size: int, channels: int) -> tuple[UInt8[np.ndarray
     try:
         with Image.open(path) as file:
             # Cameras store how they were held beside the pixels.
-            picture = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
+            picture = eight_bits(ImageOps.exif_transpose(file), "L" if channels == 1 else "RGB", file.format)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be read as a picture ({error}).") from error
     side = min(picture.size)
@@ -45,3 +45,20 @@ def read_picture(path: Path, size: int, channels: int) -> tuple[UInt8[np.ndarray
         square = picture.crop((left, top, left + side, top + side))
         picture = square.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(picture, np.uint8).reshape(size, size, channels), changed
+
+
+def eight_bits(picture: Image.Image, mode: str, file_format: str | None) -> Image.Image:
+    """A picture as `mode` ("L" or "RGB"), which has 8 bits per channel; grey of 16 bits is scaled, not clipped.
+
+    `file_format` is that of the file it came from: some versions of Pillow open 16-bit PNG files with the mode "I".
+    **Raises** `ValueError` for 32-bit integers and floats, which say nowhere what is white.
+    """
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and file_format == "PNG"):
+        grey = np.rint(np.asarray(picture) / 257).astype(np.uint8)  # 257 = 65535 / 255
+        return Image.fromarray(grey).convert(mode)
+    if picture.mode in ("I", "F"):
+        raise ValueError(
+            f"its mode is {picture.mode}, 32 bits per point, of which it is not known what is white; save it with 8 or "
+            "16 bits"
+        )
+    return picture.convert(mode)

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from slotzoo.errors import ConfigError, DataError
 from slotzoo.viz import Apart, object_grid, picture_row, segment_grid
+from slotzoo.viz.clips import read_clip
 from slotzoo.viz.photos import find_pictures, read_picture
 from slotzoo.viz.segments import (
     COLOURS,
@@ -93,8 +95,6 @@ def test_boxes_stay_inside():
 
 
 def test_pictures_of_a_user(tmp_path):
-    from PIL import Image
-
     with pytest.raises(DataError, match="no such folder"):
         find_pictures(tmp_path / "nowhere")
     with pytest.raises(DataError, match="holds no picture"):
@@ -116,3 +116,24 @@ def test_pictures_of_a_user(tmp_path):
     assert not changed and (upright[:, 2:] == 255).all() and not upright[:, :2].any()
     with pytest.raises(DataError, match=r"torn\.jpg: cannot be read as a picture"):
         read_picture(tmp_path / "torn.jpg", 4, 3)
+
+
+@pytest.mark.parametrize("name", ["deep.png", "deep.tif"])
+def test_grey_of_16_bits_is_scaled(name, tmp_path):
+    ramp = np.linspace(0, 65535, 16).round().astype(np.uint16).reshape(4, 4)
+    (tmp_path / "frames").mkdir()
+    Image.fromarray(ramp).save(tmp_path / "frames" / name)
+    expected = (17 * np.arange(16)).reshape(4, 4, 1)
+    np.testing.assert_array_equal(read_picture(tmp_path / "frames" / name, 4, 1)[0], expected)
+    np.testing.assert_array_equal(read_picture(tmp_path / "frames" / name, 4, 3)[0], expected.repeat(3, -1))
+    np.testing.assert_array_equal(read_clip(tmp_path / "frames", 4).video[0], expected.repeat(3, -1))
+
+
+@pytest.mark.parametrize(("mode", "dtype"), [("I", np.int32), ("F", np.float32)])
+def test_points_without_a_white_are_refused(mode, dtype, tmp_path):
+    Image.fromarray(np.full((4, 4), 1000, dtype)).save(tmp_path / "0.tif")
+    sentence = f"its mode is {mode}, 32 bits per point.* save it with 8 or 16 bits"
+    with pytest.raises(DataError, match=sentence):
+        read_picture(tmp_path / "0.tif", 4, 3)
+    with pytest.raises(DataError, match=sentence):
+        read_clip(tmp_path, 4)
