@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,3 +52,9 @@ def write_npz(path: str | Path, **arrays: np.ndarray) -> Path:
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
     return Path(path)
+
+
+def natural(name: str) -> tuple[list[tuple[int, str]], str]:
+    """What to sort names by so that numbers in them count as numbers: clip_2 before clip_10."""
+    parts = re.split(r"(\d+)", name)  # text and numbers take turns
+    return [(int(part), "") if i % 2 else (-1, part) for i, part in enumerate(parts)], name

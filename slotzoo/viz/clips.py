@@ -20,10 +20,11 @@ class Clip(NamedTuple):
 
 
 def read_clip(path: Path, size: int, *, frames: int | None = None) -> Clip:
-    """The frames of a video file, a GIF, or a folder of pictures in the order of their names, at most `frames` of them.
+    """The frames of a video file, a GIF, or a folder of pictures, at most `frames` of them.
 
-    Each is cropped to its middle square and scaled to `size`. **Raises** `DataError` for what is no video, or is one
-    whose frames differ in size.
+    Pictures come in the order of their names, numbers by their size: 2.png before 10.png. Each frame is cropped to its
+    middle square and scaled to `size`. **Raises** `DataError` for what is no video, or is one whose frames differ in
+    size.
     """
     if not path.exists():
         raise DataError(f"video={path}: no such file or folder.")

@@ -7,13 +7,14 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from slotzoo.errors import DataError
+from slotzoo.files import natural
 
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
 
 def find_pictures(top: Path, what: str = "images") -> list[Path]:
-    """The pictures of a folder and of those in it, sorted; or the one that is named.
+    """The pictures of a folder and of those in it, sorted (frame_2 before frame_10); or the one that is named.
 
     **Raises** `DataError` where there is none, with the key `what` under which the user gave it.
     """
@@ -21,10 +22,10 @@ def find_pictures(top: Path, what: str = "images") -> list[Path]:
         return [top]
     if not top.is_dir():
         raise DataError(f"{what}={top}: no such folder or file.")
-    found = sorted(path for path in top.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = [path for path in top.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
     if not found:
         raise DataError(f"{what}={top}: holds no picture ({', '.join(SUFFIXES)}).")
-    return found
+    return sorted(found, key=lambda path: [natural(part) for part in path.relative_to(top).parts])
 
 
 def read_picture(path: Path, size: int, channels: int) -> tuple[UInt8[np.ndarray, "size size channel"], bool]:

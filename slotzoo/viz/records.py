@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from slotzoo.errors import DataError
+from slotzoo.files import natural
 from slotzoo.viz.tables import Table, read_tables
 
 
@@ -95,7 +96,7 @@ def read_run(folder: Path) -> RunRecords:
         problems.append("There is no evaluation yet, so there are no tables and no pictures.")
     log = folder / "train.log"
     tail = log.read_text(errors="replace").splitlines()[-40:] if log.is_file() else []
-    overviews = sorted((folder / "predictions").glob("*/overview.png"), key=lambda p: _natural(p.parent))
+    overviews = sorted((folder / "predictions").glob("*/overview.png"), key=lambda p: natural(p.parent.name))
     return RunRecords(
         folder,
         card,
@@ -187,7 +188,11 @@ def _evaluations(folder: Path, problems: list[str]) -> Iterator[Evaluation]:
     top = folder.resolve()
     for step, split, again, path in sorted(found):
         # Links that lead out of the run folder are not followed.
-        media = [p for p in sorted(path.iterdir(), key=_natural) if p.suffix.lower() in (*PICTURES, *VIDEOS)]
+        media = [
+            p
+            for p in sorted(path.iterdir(), key=lambda p: natural(p.name))
+            if p.suffix.lower() in (*PICTURES, *VIDEOS)
+        ]
         media = tuple(p for p in media if p.is_file() and p.resolve().is_relative_to(top))
         evaluation = Evaluation(step, (), media, split, again)
         if (path / "table.json").is_file():
@@ -196,8 +201,3 @@ def _evaluations(folder: Path, problems: list[str]) -> Iterator[Evaluation]:
             except DataError:
                 problems.append(f"The table of {evaluation.title} cannot be read.")
         yield evaluation
-
-
-def _natural(path: Path) -> list[Any]:
-    """clip_2 before clip_10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]

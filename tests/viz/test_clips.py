@@ -39,6 +39,13 @@ def test_gif_folder_and_mp4_are_the_same_clip(frames, tmp_path):
     assert len(read_clip(tmp_path / "folder", 10, frames=2).video) == 2
 
 
+@pytest.mark.parametrize("name", ["frame_{}.png", "{}/frame.png"], ids=["files", "folders"])
+def test_frames_come_in_the_order_of_their_numbers(name, tmp_path):
+    for number in range(12):
+        write_png(tmp_path / name.format(number), np.full((2, 2, 3), number, np.uint8))
+    assert read_clip(tmp_path, 2).video[:, 0, 0, 0].tolist() == list(range(12))
+
+
 def test_what_is_no_video(frames, tmp_path):
     pytest.importorskip("av")
     (tmp_path / "torn.mp4").write_bytes(b"no video")
