@@ -13,10 +13,10 @@ from experiments import cli
 def sample(config: DictConfig) -> int:
     """Write rollouts of a run's newest checkpoint.
 
-    `samples/step_<n>_seed<s>/samples[_action]_<context>/data_<i>.npz` holds `real` and `fake`, uint8
+    `samples/step_<n>_seed<s>/samples[_action]_<context>[_to_<length>]/data_<i>.npz` holds `real` and `fake`, uint8
     (clip, time, height, width, channel) as the authors' code writes them; with `samples=k`, k > 1, `fake` has an
-    axis of samples after the first. Files that are there already are kept, so that a stopped command goes on;
-    another command gets a folder of its own.
+    axis of samples after the first. `real` has as many frames as `fake`, fewer where the clips end before. Files
+    that are there already are kept, so that a stopped command goes on; another command gets a folder of its own.
     """
     import jax
 
@@ -52,15 +52,20 @@ def sample(config: DictConfig) -> int:
     settings.eval.samples, settings.eval.temperature = asked.samples, asked.temperature
     settings.eval.clips = asked.clips
     settings.eval.batch_size = min(asked.batch_size or settings.eval.batch_size, asked.clips)
+    # Of whole clips: they are read no further than the rollouts that are measured need.
     if asked.context is not None:
-        # Of whole clips: they are read no further than the rollouts that are measured need.
         settings.eval.rollouts = [RolloutSettings(asked.context, asked.actions)]
+    elif asked.length is not None:
+        settings.eval.rollouts = [dataclasses.replace(r, length=None) for r in settings.eval.rollouts]
     opened = open_run(
         folder, build.on_split(settings, asked.split), split=asked.split, step=asked.step, spread=True
     )
     task, mesh = opened.task, opened.mesh
     assert isinstance(task, VideoPredictionTask)
     rollouts = task.config.rollouts
+    if asked.context is None and asked.length is not None:
+        # Rollouts that differed in their length only are one.
+        rollouts = tuple(dict.fromkeys(dataclasses.replace(r, length=asked.length) for r in rollouts))
     whole = opened.settings.data.test_length or opened.settings.data.length
     for rollout in rollouts:
         length = asked.length or rollout.length or whole

@@ -4,7 +4,9 @@ import dataclasses
 import importlib
 import re
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
@@ -12,6 +14,9 @@ from experiments import build, cli, compare, evaluate, predict, report, run, sam
 from experiments.folder import RunFolder
 from slotzoo.errors import CheckpointError, ConfigError
 from slotzoo.models import registry
+from slotzoo.tasks import video_prediction
+from slotzoo.tasks.first_stage import FirstStage
+from slotzoo.train.mesh import make_mesh
 from slotzoo.train.signals import Signals
 from tests.experiments import small
 
@@ -97,6 +102,34 @@ def test_a_context_of_ones_own_may_be_longer_than_what_is_measured(tmp_path, mon
     with pytest.raises(ConfigError, match="far enough"):
         sample.sample(OmegaConf.structured(asked))
     assert build._held_out_length(opened[0]) == 128 == folder.read_settings().data.test_length
+
+
+@pytest.mark.parametrize("lengths", [(8, 12), (8,), (None, 8)])
+@pytest.mark.parametrize("length", [12, 14])
+def test_rollouts_of_another_length_are_named_by_it(lengths, length, tmp_path, monkeypatch):
+    """Those that become equal are one, and beside them stand as many true frames as the clips have."""
+    rollouts = ",".join(f"{{context:3,actions:false,length:{n or 'null'}}}" for n in lengths)
+    typed = (f"eval.rollouts=[{rollouts}]", "data.length=6", "data.test_length=12", "data.test_clips=2")
+    folder = begun("convs5_mnist300", tmp_path, *typed)
+
+    def rollout(module, frozen, batch, rollout, *, key, length=None):
+        return np.zeros((len(batch["video"]), 1, length or rollout.length, 64, 64, 3), np.uint8)
+
+    def open_run(folder, settings, **options):
+        task = build.task(settings)
+        monkeypatch.setattr(task, "rollout", rollout)
+        return SimpleNamespace(
+            task=task, mesh=make_mesh(), settings=settings, step=1, module=None, frozen=FirstStage(None)
+        )
+
+    monkeypatch.setattr(run, "open_run", open_run)
+    monkeypatch.setattr(video_prediction, "draw_clip", lambda *arguments: None)
+    asked = schema.SampleSettings(run=str(folder.path), length=length, clips=2)
+    assert sample.sample(OmegaConf.structured(asked)) == 0
+    (written,) = (folder.path / "samples").rglob("*.npz")
+    assert written.parent.name == f"samples_3_to_{length}"
+    with np.load(written) as file:
+        assert file["fake"].shape[1] == length and file["real"].shape[1] == 12
 
 
 @pytest.mark.parametrize("command", ["evaluate", "sample"])
