@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from slotzoo.errors import DataError, ShapeError
 from slotzoo.losses import reconstruction_loss
@@ -187,16 +187,27 @@ def painted_boxes(boxes: Float[Array, "object 4"], height: int, width: int) -> I
     return jnp.where(jnp.any(inside, axis=0), top, 0)
 
 
-def partners(clip: Mapping[str, Array], config: Any, true_count: int) -> Int[Array, " {true_count}"] | None:
-    """The slot that was told of each true object, -1 where none was; None for a model that is told nothing."""
+def told_objects(
+    clip: Mapping[str, Array], config: Any, true_count: int
+) -> Bool[Array, " {true_count}"] | None:
+    """Whether the first frame tells where each true object is; None for a model that is told nothing."""
     if config.conditioning is None:
         return None
-    label = jnp.arange(true_count, dtype=jnp.int32)
     if config.conditioning == "segmentation":
         points = clip["mask"][0].reshape(-1).astype(jnp.int32)
         shown = jnp.sum(jax.nn.one_hot(points, true_count), axis=0) > 0
     else:
         told = jnp.any(clip["boxes"][0] > 0, axis=-1)
         shown = jnp.zeros(true_count, bool).at[1:].set(jnp.pad(told, (0, true_count))[: true_count - 1])
-    slot = label if has_background(config) else label - 1
-    return jnp.where(shown & (label > 0), slot, -1)
+    return shown.at[0].set(False)
+
+
+def partners(clip: Mapping[str, Array], config: Any, true_count: int) -> Int[Array, " {true_count}"] | None:
+    """The slot that was told of each true object, -1 where none was; None for a model that is told nothing."""
+    told = told_objects(clip, config, true_count)
+    if told is None:
+        return None
+    label = jnp.arange(true_count, dtype=jnp.int32)
+    if config.conditioning == "segmentation":
+        told = told & (label < config.num_slots)  # labels from there on are in no slot
+    return jnp.where(told, label if has_background(config) else label - 1, -1)

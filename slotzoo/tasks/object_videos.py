@@ -39,6 +39,7 @@ from slotzoo.tasks.follow import (
     painted_boxes,
     partners,
     targets_of,
+    told_objects,
     tracker,
 )
 from slotzoo.tasks.held_out import held_out, write_table
@@ -265,7 +266,7 @@ def _measure(
         if "mask" not in clip:
             return values
         true = clip["mask"].astype(jnp.int32)
-        partner = partners(clip, config, true_count)
+        partner, told = partners(clip, config, true_count), told_objects(clip, config, true_count)
         count = max(len(followed.shares), true_count)
         candidates = {"": labels, "first/": jnp.broadcast_to(labels[:1], labels.shape)}
         if "boxes" in clip:
@@ -276,10 +277,15 @@ def _measure(
             candidates["attention/"] = followed.looks
         if forgetful is not None:
             candidates["authors/"] = follow(model, clip, chunk=chunk, key=key, between=forgetful).labels
-        score = lambda labels: track_scores(
-            true, labels, true_count=true_count, predicted_count=count, partner=partner
+        given = None
+        if partner is not None and told is not None:
+            # What is held of the true first frame has the objects' labels, whichever slots the model has for them.
+            itself = jnp.where(told, jnp.arange(true_count), -1)
+            given = jnp.stack([itself if prefix in ("boxes/", "copy/") else partner for prefix in candidates])
+        score = lambda found: track_scores(
+            true, found[0], true_count=true_count, predicted_count=count, partner=found[1]
         )
-        scored = jax.lax.map(score, jnp.stack(list(candidates.values())))
+        scored = jax.lax.map(score, (jnp.stack(list(candidates.values())), given))
         each = {prefix: jax.tree.map(lambda x, i=i: x[i], scored) for i, prefix in enumerate(candidates)}
         theirs = each.pop("authors/", each[""])
         for prefix, found in each.items():

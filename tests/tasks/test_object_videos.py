@@ -126,6 +126,25 @@ def test_slots_that_were_given_an_object(batch, config, expected):
     assert partners(late, FollowerConfig(conditioning=None), 4) is None
 
 
+def test_labels_from_the_number_of_slots_on_are_given_to_none():
+    clip = {"mask": jnp.arange(6, dtype=jnp.uint8).reshape(1, 2, 3)}
+    config = FollowerConfig(conditioning="segmentation", num_slots=4)
+    np.testing.assert_array_equal(partners(clip, config, 8), [-1, 1, 2, 3, -1, -1, -1, -1])
+
+
+def test_what_is_held_of_still_objects_is_perfect_without_a_background_slot(batch, tmp_path):
+    still = {name: np.repeat(x[:1, :1], 2, axis=1) for name, x in batch.items()}
+    task = ObjectVideosTask(ObjectVideosConfig(pictures=0))
+    evaluate(task, Follower(FollowerConfig(background=None)), [still], tmp_path)
+    rows = table(tmp_path)
+    for name in ("true segments of the first frame, held", "boxes of the first frame, held"):
+        for score in ("mIoU", "mIoU of the hinted slot", "J", "F"):
+            assert rows[name][score] == pytest.approx(1.0), (name, score)
+    # This model's slots are one too far, by its own count, so its own rows lose what they are told by.
+    for name in ("model", "its first frame, held"):
+        assert rows[name]["mIoU"] == pytest.approx(1.0) and rows[name]["mIoU of the hinted slot"] == 0
+
+
 def test_missing_fields_are_sentences(batch):
     clip = {name: jnp.asarray(x[0]) for name, x in batch.items()}
     model = Follower(FollowerConfig(targets=("depth",)))
