@@ -2,9 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import numpy as np
+
+# Not typing's: before Python 3.12 its check whether something is a Source asks for the value of every property, and
+# `spec` reads the first records.
+from typing_extensions import Protocol, runtime_checkable
 
 from slotzoo.errors import DataError
 

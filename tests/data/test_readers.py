@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from slotzoo.data import open_source
+from slotzoo.data import open_source, prepare
 from slotzoo.data.export import export_encoded, export_teco
 from slotzoo.data.sources.array_record import ArrayRecordSource
 from slotzoo.data.sources.teco import TecoSource
@@ -183,6 +183,28 @@ def test_roots_that_do_not_hold_the_data_set_are_explained(tmp_path, name):
         (tmp_path / "root" / other).mkdir()
     with pytest.raises(DataError, match=r"it holds a/, b/, c/, d/, e/, f/ and 2 more; expected "):
         open_source(name, "train", root=tmp_path / "root")
+
+
+@pytest.mark.parametrize(
+    "name, file, sentence",
+    [
+        ("dmlab", "train/0/0.npz", r"0.npz \(clip 0\): no key 'actions'; found video"),
+        ("moving_mnist", "train/0.npz", r"0.npz \(clip 0\): no key 'data'; found video"),
+        ("minecraft", "train/0/0.mp4", r"not one of its 1 records can be read"),
+    ],
+)
+def test_files_of_another_kind_open_unread_and_are_named_by_their_reader(tmp_path, name, file, sentence):
+    path = tmp_path / "root" / file
+    path.parent.mkdir(parents=True)
+    if path.suffix == ".npz":
+        np.savez(path, video=np.zeros((4, 8, 8, 3), np.uint8))
+    else:
+        path.write_bytes(b"garbage")
+        np.savez(path.with_suffix(".npz"), actions=np.zeros(4, np.int32))
+    source = open_source(name, "train", root=tmp_path / "root")
+    assert "_spec" not in vars(source)
+    with pytest.raises(DataError, match=sentence):
+        prepare(source, tmp_path / "out", on_error="raise")
 
 
 def test_an_empty_split_is_explained(tmp_path):
