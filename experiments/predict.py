@@ -140,7 +140,13 @@ def follow_video(asked, folder, opened) -> int:
     if asked.boxes is not None:
         hints["boxes"] = cropped_boxes(read_boxes(asked.boxes), clip.height, clip.width)
     if asked.segments is not None:
-        hints["mask"] = read_segments(Path(asked.segments).expanduser(), config.height)
+        hints["mask"] = read_segments(
+            Path(asked.segments).expanduser(),
+            config.height,
+            height=clip.height,
+            width=clip.width,
+            num_slots=config.num_slots,
+        )
     key = stream(jax.random.key(asked.seed), "predict", 0)
     track = opened.task.track(opened.module, clip.video, hints, key=key)
     default = folder.path / "predictions" / f"step_{opened.step}"

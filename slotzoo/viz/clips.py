@@ -135,13 +135,39 @@ def read_boxes(given: Any) -> Float[np.ndarray, "..."]:
         raise DataError(f"boxes: a list of [ymin, xmin, ymax, xmax] is needed, got {given!r}.") from error
 
 
-def read_segments(path: Path, size: int) -> Integer[np.ndarray, "size size"]:
-    """A label map (a grey or palette picture, 0 the background), cropped and scaled as the frames are."""
+def read_segments(
+    path: Path, size: int, *, height: int, width: int, num_slots: int
+) -> Integer[np.ndarray, "size size"]:
+    """A label map (a grey or palette picture, 0 the background), cropped and scaled as the frames are.
+
+    **Raises** `DataError` for a file that is no picture, one in colours, one of another size than the frames'
+    (`height` x `width` pixels), and labels for which a model of `num_slots` slots has no slot.
+    """
+    wanted = f"it has to hold 0 for the background and 1, 2, ..., {num_slots - 1} for the objects"
     try:
         with Image.open(path) as file:
-            picture = file if file.mode in ("P", "L", "I;16", "I") else file.convert("L")
-            left, top, side = _middle(picture.height, picture.width)
-            square = picture.crop((left, top, left + side, top + side))
-            return np.asarray(square.resize((size, size), Image.Resampling.NEAREST)).astype(np.int32)
-    except (OSError, ValueError, SyntaxError) as error:
+            # Of a palette its numbers are the labels; grey may be stored in colours or beside transparency.
+            as_stored = file.mode in ("1", "L", "P", "I", "F") or file.mode.startswith("I;16")
+            labels = np.asarray(file if as_stored else file.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"segments={path}: cannot be read as a picture of labels ({error}).") from error
+    if labels.ndim == 3:
+        if (labels != labels[..., :1]).any():
+            raise DataError(
+                f"segments={path}: is a picture in colours; save it in grey or with a palette: {wanted}."
+            )
+        labels = labels[..., 0]
+    if labels.shape != (height, width):
+        raise DataError(
+            f"segments={path}: is of {labels.shape[0]} x {labels.shape[1]} pixels (height x width) and the frames are "
+            f"of {height} x {width}; give the labels of the first frame at its own size."
+        )
+    found = np.unique(labels)
+    if not np.isin(found, np.arange(num_slots)).all():
+        shown = ", ".join(f"{label:g}" for label in found[:8]) + (", ..." if len(found) > 8 else "")
+        raise DataError(
+            f"segments={path}: has the labels {shown}; for the {num_slots} slots of the model {wanted}."
+        )
+    left, top, side = _middle(height, width)
+    square = Image.fromarray(labels.astype(np.int32)).crop((left, top, left + side, top + side))
+    return np.asarray(square.resize((size, size), Image.Resampling.NEAREST), np.int32)

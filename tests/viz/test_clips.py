@@ -96,11 +96,50 @@ def test_files_that_hold_no_boxes(tmp_path):
         read_boxes([[1, 2], [3]])
 
 
+FIRST_FRAME = dict(height=20, width=30, num_slots=4)
+
+
 def test_segments(tmp_path):
     labels = np.zeros((20, 30), np.uint8)
     labels[8:12, 10:14] = 3
-    Image.fromarray(labels).save(tmp_path / "labels.png")
-    found = read_segments(tmp_path / "labels.png", 10)
-    np.testing.assert_array_equal(found, labels[1::2, 6:25:2])
+    palette = Image.fromarray(labels)
+    palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9])
+    pictures = {
+        "grey": Image.fromarray(labels),
+        "palette": palette,
+        "deep": Image.fromarray(labels.astype(np.uint16)),
+        "grey_in_colours": Image.fromarray(labels).convert("RGBA"),
+    }
+    assert pictures["palette"].mode == "P"
+    for name, picture in pictures.items():
+        picture.save(tmp_path / f"{name}.png")
+        found = read_segments(tmp_path / f"{name}.png", 10, **FIRST_FRAME)
+        np.testing.assert_array_equal(found, labels[1::2, 6:25:2], err_msg=name)
+    Image.fromarray(labels > 0).save(tmp_path / "bits.png")
+    np.testing.assert_array_equal(
+        read_segments(tmp_path / "bits.png", 10, **FIRST_FRAME), (labels > 0)[1::2, 6:25:2]
+    )
     with pytest.raises(DataError, match="picture of labels"):
-        read_segments(tmp_path / "none.png", 10)
+        read_segments(tmp_path / "none.png", 10, **FIRST_FRAME)
+
+
+@pytest.mark.parametrize(
+    ("picture", "sentence"),
+    [
+        (
+            np.diag([255] * 20)[:, :1].repeat(30, 1),
+            r"has the labels 0, 255; for the 4 slots .* 0 for the background",
+        ),
+        (
+            np.arange(600).reshape(20, 30) % 99,
+            r"has the labels 0, 1, 2, 3, 4, 5, 6, 7, \.\.\.; .* 1, 2, ..., 3 for",
+        ),
+        (np.ones((20, 30, 1)) * [1, 2, 3], "is a picture in colours; save it in grey"),
+        (np.zeros((20, 29)), r"is of 20 x 29 pixels .* the frames are of 20 x 30"),
+    ],
+    ids=["white", "many", "colours", "size"],
+)
+def test_segments_that_would_tell_nothing(picture, sentence, tmp_path):
+    Image.fromarray(np.asarray(picture, np.uint8)).save(tmp_path / "labels.png")
+    with pytest.raises(DataError, match=sentence):
+        read_segments(tmp_path / "labels.png", 10, **FIRST_FRAME)
