@@ -15,6 +15,7 @@ from experiments import cli
 
 UNLIKE = "The runs were not measured in the same way: their rows do not compare"
 MODEL = "model"  # the first row of a table; "model, best of 4" are its samples
+MODELS = (MODEL, "tokenizer")  # what that row is called; elsewhere the rows are measures
 # Options of data sets that say what is read beside the frames, or how clips are varied in training: what is measured
 # is the same. All others decide which clips or images there are, or what is seen of them.
 BESIDE = ("attributes", "depth", "flip", "flow", "masks", "random_crop")
@@ -188,6 +189,12 @@ def _joined(title: str, runs: Sequence[Measured]) -> dict[str, Any]:
     first = next(iter(mine.values()))
     columns = list(dict.fromkeys(column for table in mine.values() for column in table.get("columns", ())))
     rows = [{**row, "name": own} for name, table in mine.items() for row, own in _own(name, table["rows"])]
+    if first["rows"][0]["name"] not in MODELS:
+        # No row is the model's: each is another measure of it, as in the table of losses. All stay, run beside run.
+        listed = [(row["name"], name, row) for name, table in mine.items() for row in table["rows"]]
+        order = list(dict.fromkeys(measure for measure, _, _ in listed))
+        listed.sort(key=lambda entry: order.index(entry[0]))
+        rows = [{**row, "name": f"{name}, {measure}"} for measure, name, row in listed]
     notes = []
     if len({run.data for run in runs}) > 1:
         notes.append("The runs were measured on different data: their rows do not compare.")

@@ -223,6 +223,41 @@ def test_the_best_of_several_samples_is_named_after_its_run(tmp_path):
     assert list(series) == ["convs5_mnist300_tiny", "convs5_mnist600_tiny", "repeat last frame"]
 
 
+def test_tables_of_a_measure_per_row_keep_all_rows(tmp_path):
+    runs = []
+    tokens = {"title": "Cross-entropy of held-out tokens", "columns": ["nats per token"]}
+    for seed, measures in ((0, {"loss": 123.5, "psnr": 20.0}), (1, {"loss": 99.0, "kl": 3.0, "psnr": 21.0})):
+        run = run_folder(tmp_path, "convs5_mnist300", 12.5, seed=seed)
+        values = [{"name": name, "value": value} for name, value in measures.items()]
+        later = [{"name": "next frame, frames seen", "nats per token": 1.0 + seed}]
+        later.append({"name": "later frames, actions only", "nats per token": 4.0 + seed})
+        loss = {
+            "title": "Reconstruction and loss",
+            "columns": ["value"],
+            "rows": values,
+            "notes": ["PSNR in dB."],
+        }
+        written = json.dumps({"tables": [loss, {**tokens, "rows": later}]})
+        (RunFolder(Path(run)).evaluation(7) / "table.json").write_text(written)
+        runs.append(run)
+    compare.compare(ask(runs, tmp_path / "out"))
+    loss, tokens, *_ = json.loads((tmp_path / "out" / "table.json").read_text())["tables"]
+    name = "convs5_mnist300_tiny, seed"
+    assert [(row["name"], row["value"]) for row in loss["rows"]] == [
+        (f"{name}0, loss", 123.5),
+        (f"{name}1, loss", 99.0),
+        (f"{name}0, psnr", 20.0),
+        (f"{name}1, psnr", 21.0),
+        (f"{name}1, kl", 3.0),
+    ]
+    assert [(row["name"], row["nats per token"]) for row in tokens["rows"]] == [
+        (f"{name}0, next frame, frames seen", 1.0),
+        (f"{name}1, next frame, frames seen", 2.0),
+        (f"{name}0, later frames, actions only", 4.0),
+        (f"{name}1, later frames, actions only", 5.0),
+    ]
+
+
 def test_what_cannot_be_compared_is_said(tmp_path):
     run = run_folder(tmp_path, "convs5_mnist300", 12.5)
     with pytest.raises(ConfigError, match=r"runs=\[\]: give the folders"):
