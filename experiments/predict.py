@@ -93,7 +93,7 @@ def predict(config: DictConfig) -> int:
                 if len(overview) < SHOWN:
                     overview.append(row)
             print(f"{start + len(some)}/{len(paths)} pictures", flush=True)
-    write_png(out / "overview.png", object_grid(overview, threshold=asked.threshold))
+    write_png(out / OVERVIEW, object_grid(overview, threshold=asked.threshold))
     if resized:
         print(
             f"{resized} of {len(paths)} pictures were cropped to a square and scaled to {size} x {size} pixels."
@@ -153,7 +153,7 @@ def follow_video(asked, folder, opened) -> int:
     out = free(default) if asked.out is None else Path(asked.out).expanduser()
     write_track(out / path.stem, track)
     write_npz(out / path.stem / "slots.npz", **track_arrays(track))
-    write_png(out / "overview.png", track_strip([track]))
+    write_png(out / OVERVIEW, track_strip([track]))
     if clip.video.shape[1:3] != (clip.height, clip.width):
         print(f"The frames were cropped to a square and scaled to {config.height} x {config.height} pixels.")
     print(f"{len(clip.video)} frames, {track.masks.shape[1]} slots.")
@@ -161,20 +161,32 @@ def follow_video(asked, folder, opened) -> int:
     return 0
 
 
-# Rows of the overview.
+# Rows of the overview, and its name.
 SHOWN = 16
+OVERVIEW = "overview.png"
 
 
 def folders(paths, top):
-    """Where each picture's files go, relative to the output: its name, with its ending where two share one."""
+    """Where each picture's files go, relative to the output: its name, with its ending where two share one.
+
+    No two pictures share a place, and none is in the way of `overview.png`: such a place has a `_` more at its end.
+    """
     from collections import Counter
     from pathlib import Path
 
     names = {path: path.relative_to(top) if top.is_dir() else Path(path.name) for path in paths}
     count = Counter(name.with_suffix("") for name in names.values())
-    return {
-        path: name.with_suffix("") if count[name.with_suffix("")] == 1 else name for path, name in names.items()
-    }
+    places, taken = {}, set()
+    for path, name in names.items():
+        short = name.with_suffix("")
+        place = short if count[short] == 1 else name
+        if place.parts[0].lower() == OVERVIEW:  # there are file systems to which the case is nothing
+            place = Path(place.parts[0] + "_", *place.parts[1:])
+        while place in taken:
+            place = place.with_name(place.name + "_")
+        taken.add(place)
+        places[path] = place
+    return places
 
 
 def image_size(config) -> tuple[int, int]:

@@ -53,6 +53,24 @@ def test_options_of_tasks_and_data_are_checked():
         spec(run)
 
 
+def test_no_picture_is_in_the_way_of_another_or_of_the_overview(tmp_path):
+    names = (
+        "overview.png",
+        "overview.jpg",
+        "overview.png_.gif",
+        "a.png",
+        "a.jpg",
+        "a.png.png",
+        "b.png",
+        "b/c.png",
+    )
+    places = predict.folders([tmp_path / name for name in names], tmp_path)
+    expected = ("overview.png_", "overview.jpg", "overview.png__", "a.png", "a.jpg", "a.png_", "b", "b/c")
+    assert [places[tmp_path / name].as_posix() for name in names] == list(expected)
+    inside = tmp_path / "Overview.png" / "a.png"
+    assert predict.folders([inside], tmp_path)[inside].as_posix() == "Overview.png_/a"
+
+
 @pytest.mark.slow
 def test_pictures_of_a_user_are_taken_apart(tmp_path, capsys, monkeypatch):
     run = settings(
