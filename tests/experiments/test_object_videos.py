@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments import build, evaluate, predict, schema
 from experiments.folder import RunFolder
@@ -75,6 +76,24 @@ def test_seeds_are_measured_together(tmp_path, monkeypatch, capsys):
     assert "ARI" not in row and "mean and standard error of 3 seeds" in capsys.readouterr().out
     monkeypatch.setattr(evaluate, "evaluate_run", lambda asked, folder: None)
     assert evaluate.evaluate(asked(schema.EvaluateSettings, run=tmp_path)) == STOPPED_EXIT_CODE
+
+
+def test_segments_of_a_user_are_checked_against_the_video_and_the_model(tmp_path):
+    opened: Any = SimpleNamespace(
+        module=Follower(FollowerConfig(height=10, width=10, conditioning="segmentation")),
+        task=None,  # never asked
+        settings=SimpleNamespace(name="toy"),
+        step=1,
+    )
+    write_gif(tmp_path / "clip.gif", np.zeros((2, 20, 30, 3), np.uint8))
+    for name, labels, sentence in (
+        ("white", np.full((20, 30), 255), "has the labels 255; for the 3 slots"),
+        ("small", np.zeros((10, 10)), "is of 10 x 10 pixels .* the frames are of 20 x 30"),
+    ):
+        Image.fromarray(labels.astype(np.uint8)).save(tmp_path / f"{name}.png")
+        values = dict(run="run", video=tmp_path / "clip.gif", segments=tmp_path / f"{name}.png")
+        with pytest.raises(DataError, match=sentence):
+            predict.follow_video(asked(schema.PredictSettings, **values), RunFolder(tmp_path), opened)
 
 
 def test_a_video_of_a_user_is_followed(tmp_path):
