@@ -68,11 +68,10 @@ def compare(config: DictConfig) -> int:
             series = {name: (curve["x"], values) for name, values in curve["series"].items()}
             if not any(value is not None for _, values in series.values() for value in values):
                 continue
-            name = f"{curve['title']}_{table.get('rollout', '')}".lower().replace(" ", "_").strip("_")
+            title = ", ".join(filter(None, (curve["title"], about(table))))
+            name = "_".join(re.findall(r"\w+", title)).lower()
             labels = {"x_label": curve.get("x_label", ""), "y_label": curve.get("y_label", "")}
-            write_plot(
-                out / f"{name}.png", series, title=f"{curve['title']}, {table.get('rollout', '')}", **labels
-            )
+            write_plot(out / f"{name}.png", series, title=title, **labels)
     text = text_tables({"tables": tables})
     write_text(out / "table.txt", text + "\n")
     print(text)
@@ -182,6 +181,11 @@ def joined(runs: Sequence[Measured]) -> list[dict[str, Any]]:
 def kind(table: Mapping[str, Any]) -> str:
     """The title of a table without the number of clips, which is part of the protocol."""
     return re.sub(r"\b\d+ (?=held-out)", "", table["title"])
+
+
+def about(table: Mapping[str, Any]) -> str:
+    """What tells a table's curves from those of another: its rollout, else what its title says after the colon."""
+    return table.get("rollout") or table["title"].partition(": ")[2]
 
 
 def _joined(title: str, runs: Sequence[Measured]) -> dict[str, Any]:

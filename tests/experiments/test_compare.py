@@ -14,6 +14,7 @@ from experiments.evaluate import over_seeds
 from experiments.folder import RunFolder
 from experiments.schema import CompareSettings
 from slotzoo.errors import ConfigError, DataError
+from slotzoo.viz import plots
 from slotzoo.viz.plots import write_plot
 from tests.experiments.small import settings
 
@@ -256,6 +257,24 @@ def test_tables_of_a_measure_per_row_keep_all_rows(tmp_path):
         (f"{name}0, later frames, actions only", 4.0),
         (f"{name}1, later frames, actions only", 5.0),
     ]
+
+
+def test_curves_of_several_rollouts_are_pictures_of_their_own(tmp_path, monkeypatch):
+    """Also of tables that say in their title only which rollout they are of, as those of prediction by slots."""
+    run = run_folder(tmp_path, "convs5_mnist300", 12.5)
+    titles = [f"Squared error of 4 held-out clips: {n} frames given, without actions" for n in (2, 6)]
+    tables = [{**table(title, "", 1.0), "ms_per_frame": None} for title in (*titles, "Elsewhere")]
+    (RunFolder(Path(run)).evaluation(7) / "table.json").write_text(json.dumps({"tables": tables}))
+    drawn = {}
+    monkeypatch.setattr(
+        plots, "write_plot", lambda path, series, title, **labels: drawn.update({path.name: title})
+    )
+    compare.compare(ask([run], tmp_path / "out"))
+    assert drawn == {
+        "psnr_by_frame_2_frames_given_without_actions.png": "PSNR by frame, 2 frames given, without actions",
+        "psnr_by_frame_6_frames_given_without_actions.png": "PSNR by frame, 6 frames given, without actions",
+        "psnr_by_frame.png": "PSNR by frame",
+    }
 
 
 def test_what_cannot_be_compared_is_said(tmp_path):
