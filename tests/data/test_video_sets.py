@@ -1,5 +1,6 @@
 """Moving-MNIST, Minecraft and Habitat: generated, and read from files as they are published."""
 
+import fractions
 import gzip
 import pickle
 import struct
@@ -10,7 +11,7 @@ import pytest
 from slotzoo.data import make_pipeline, open_source, prepare
 from slotzoo.data.export import export_encoded, export_published
 from slotzoo.data.sources.moving_mnist import MovingMnistFiles
-from slotzoo.data.sources.mp4 import Mp4Source
+from slotzoo.data.sources.mp4 import Mp4Source, read_frames
 from slotzoo.data.synthetic.digits import digits, read_idx
 from slotzoo.data.synthetic.layout import make_maze
 from slotzoo.data.synthetic.moving_mnist import MovingMnistSource, trajectory
@@ -106,6 +107,38 @@ def test_impossible_options_are_refused():
     with pytest.raises(DataError, match="no training images of MNIST"):
         open_source("moving_mnist", "train", mnist="/nowhere", **SMALL)[0]
     assert digits().shape == (1000, 28, 28)
+
+
+@pytest.mark.parametrize(
+    "name, options, sentence",
+    [
+        ("dmlab", {"layout": "x"}, "layout must be backtracker or labmaze or rooms or field, got 'x'"),
+        ("moving_mnist", {"digits": "a"}, "digits must be a whole number, got 'a'"),
+        ("moving_mnist", {"digits": True}, "digits must be a whole number, got True"),
+        ("moving_mnist", {"digit_size": 1.5}, "digit_size must be a whole number or null, got 1.5"),
+        ("moving_mnist", {"step": "fast"}, "step must be a number, got 'fast'"),
+        ("moving_mnist", {"mnist": 3}, "mnist must be a word or null, got 3"),
+        ("movi_a", {"object_scale": None}, "object_scale must be a number, got None"),
+        ("blinking_color_balls", {"radius": [2]}, r"radius must be a whole number, got \[2\]"),
+    ],
+)
+def test_options_of_another_type_are_refused(name, options, sentence):
+    with pytest.raises(ConfigError, match=f"Data set '{name}': {sentence}"):
+        open_source(name, "train", **options)
+
+
+@pytest.mark.parametrize(
+    "name", ["dmlab", "minecraft", "moving_mnist", "bouncing_balls", "cater", "movi_a", "clevrer"]
+)
+def test_no_size_is_the_default_one(name):
+    assert open_source(name, "test", size=None, clips=1).spec == open_source(name, "test", clips=1).spec
+
+
+def test_a_whole_number_is_taken_for_a_float():
+    source = open_source("moving_mnist", "train", step=1, digit_size=None, **SMALL)
+    assert isinstance(source, MovingMnistSource) and isinstance(source.step, float)
+    assert same_records(source, MovingMnistSource("train", step=1.0, **SMALL))
+    assert len(open_source("movi_a", "train", object_scale=1, clips=1)) == 1
 
 
 # --- Moving-MNIST, read
@@ -222,6 +255,30 @@ def test_mp4_windows_are_slices_of_the_clip(mp4_root):
     batch = next(iter(make_pipeline(source, batch_size=2, seed=0, train=True, length=8)))
     assert batch["video"].shape == (2, 8, 48, 48, 3)
     assert same_records(pickle.loads(pickle.dumps(source)), source)
+
+
+@pytest.mark.parametrize("bframes", [0, 3])
+@pytest.mark.parametrize("spacing", ["even", "one gap", "slower", "faster"])
+def test_mp4_windows_are_exact_whatever_the_times_of_the_frames(spacing, bframes, tmp_path):
+    av = pytest.importorskip("av", reason="the extra `video` is not installed")
+    steps = np.full(60, 20)
+    steps[{"even": slice(0), "one gap": 19, "slower": slice(30, None), "faster": slice(30)}[spacing]] = 200
+    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"g": "20", "bf": str(bframes), "sc_threshold": "0", "crf": "10"}
+        stream.codec_context.time_base = fractions.Fraction(1, 600)
+        for number, time in enumerate(np.cumsum(steps)):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 20 + 3 * number, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = int(time), fractions.Fraction(1, 600)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    brightness = read_frames(tmp_path / "clip.mp4", 0, 60, "clip").mean((1, 2, 3))
+    assert np.abs(brightness - (20 + 3 * np.arange(60))).max() < 1.5
+    for start in range(0, 58, 3):
+        window = read_frames(tmp_path / "clip.mp4", start, 3, "clip")
+        assert np.array_equal(window.mean((1, 2, 3)), brightness[start : start + 3]), start
 
 
 def copied(mp4_root, tmp_path, name="0.mp4"):

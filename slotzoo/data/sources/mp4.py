@@ -1,7 +1,8 @@
 """Videos with actions as TECO publishes Minecraft and Habitat: `<root>/<split>/*/*.mp4`, actions in an npz beside.
 
 `NAME.npz` with `actions` (time,) lies beside `NAME.mp4`; without it, all actions are 0. Frames keep their size. A
-window is decoded from the key frame before it. Needs PyAV (the extra `video`). Source: Yan et al., "Temporally
+window is decoded from the key frame before it, found by the times of the packets, which need not be evenly spaced.
+Needs PyAV (the extra `video`). Source: Yan et al., "Temporally
 Consistent Transformers for Video Generation" (ICML 2023) and its repository's loader.
 """
 
@@ -57,11 +58,17 @@ def read_frames(path: pathlib.Path, start: int, length: int, where: str) -> np.n
     try:
         with av.open(str(path)) as container:
             stream = _video_stream(container, where)
-            frames = _decoded(container, stream, start, length)
-            if frames is None:  # the key frames' times do not fit the frame rate: count from the beginning
-                container.seek(0)
-                frames = _decoded(container, stream, 0, start + length)
-                frames = None if frames is None else frames[start:]
+            frames = None
+            if start:
+                stat = path.stat()
+                times = _frame_times(path, stat.st_size, stat.st_mtime_ns)
+                if times is not None and start < len(times):
+                    container.seek(int(times[start]), stream=stream, backward=True)
+                    frames = _decoded(container, stream, start, length, times)
+                if frames is None:  # the times do not tell which frame is which: count from the beginning
+                    container.seek(0)
+            if frames is None:
+                frames = _decoded(container, stream, start, length)
     except (av.FFmpegError, ValueError, IndexError, EOFError) as error:
         raise DataError(
             f"{where}: cannot be decoded ({short(error)}); fetch the file again or use on_error=skip."
@@ -94,23 +101,47 @@ def _video_stream(container: "InputContainer", where: str) -> "av.VideoStream":
     return container.streams.video[0]
 
 
+@functools.lru_cache(maxsize=4096)  # 8 bytes a frame; size and time of change are there to notice another file
+def _frame_times(path: pathlib.Path, size: int, changed: int) -> np.ndarray | None:
+    """Presentation times of the frames in order, (frames,) int64 in units of the stream's time base.
+
+    Reads the packets without decoding them. None where they do not tell the frames apart, or cannot all be read.
+    """
+    del size, changed
+    av = _pyav()
+    try:
+        with av.open(str(path)) as container:
+            packets = [p for p in container.demux(container.streams.video[0]) if p.size and not p.is_discard]
+    except av.FFmpegError:  # a damaged file: the frames before the damage can still be decoded
+        return None
+    found = [packet.pts for packet in packets if packet.pts is not None]
+    times = np.unique(np.asarray(found, np.int64))
+    return times if len(times) == len(packets) else None
+
+
 def _decoded(
-    container: "InputContainer", stream: "av.VideoStream", start: int, length: int
+    container: "InputContainer",
+    stream: "av.VideoStream",
+    start: int,
+    length: int,
+    times: np.ndarray | None = None,
 ) -> list[np.ndarray] | None:
-    """Up to `length` frames from number `start` on; None where the seek landed after it."""
-    rate, base = stream.average_rate, stream.time_base
-    first = stream.start_time or 0
-    if start and rate and base:
-        container.seek(first + int(start / (rate * base)), stream=stream, backward=True)
+    """Up to `length` frames from number `start` on, decoded from where `container` stands.
+
+    Without `times` it has to stand at the beginning, and frames are counted. With `times` (of all frames) it may
+    stand anywhere: None where that is after `start`, or where the frames do not come at these times.
+    """
     frames: list[np.ndarray] = []
-    number = None if start else 0  # of the next frame that the decoder gives
+    number = 0 if times is None else None  # of the next frame that the decoder gives
     for frame in container.decode(stream):
-        if number is None:
-            if frame.pts is None or not rate or not base:
+        if times is not None:
+            if frame.pts is None:
                 return None
-            number = round((frame.pts - first) * base * rate)
-            if number > start:
+            if number is None:
+                number = int(np.searchsorted(times, frame.pts))
+            if number >= len(times) or times[number] != frame.pts or (number > start and not frames):
                 return None
+        assert number is not None
         if frame.is_corrupt:
             raise ValueError(f"frame {number} is corrupted")
         if number >= start:
