@@ -14,11 +14,12 @@ OF_ROLLOUTS = ("samples", "lpips", "fvd")
 
 def evaluate(config: DictConfig) -> int:
     """Measure a run's newest checkpoint, or those of all seeds in a folder."""
+    import dataclasses
     import json
     from pathlib import Path
 
     from experiments import build, validate
-    from experiments.folder import RunFolder
+    from experiments.folder import RunFolder, free
     from experiments.schema import EvaluateSettings
     from slotzoo.files import write_text
     from slotzoo.train.signals import STOPPED_EXIT_CODE
@@ -31,18 +32,23 @@ def evaluate(config: DictConfig) -> int:
     if not folders[0].config.is_file():
         seeds = sorted(path.parent for path in top.glob("seed*/config.yaml"))
         folders = [RunFolder(path) for path in seeds] or folders
-    measured = []
+    measured, steps = [], {}
     for folder in folders:
         out = evaluate_run(asked, folder)
         if out is None:
             return STOPPED_EXIT_CODE
         measured.append(json.loads((out / "table.json").read_text()))
+        steps[folder.path.name] = json.loads((out / "numbers.json").read_text())["step"]
     if len(measured) > 1:
-        tables = {"tables": over_seeds(measured)}
-        out = top / f"seeds_{asked.split}" / "table.json"
-        write_text(
-            out, json.dumps({**tables, "seeds": [folder.path.name for folder in folders]}, indent=1) + "\n"
-        )
+        tables = over_seeds(measured)
+        if len(set(steps.values())) > 1:
+            at = ", ".join(f"{seed} at {step}" for seed, step in steps.items())
+            for table in tables:
+                table["notes"].append(f"The seeds were measured after different numbers of steps: {at}.")
+        tables = {"tables": tables}
+        card = {"seeds": list(steps), "steps": list(steps.values()), "asked": dataclasses.asdict(asked)}
+        out = free(top / f"seeds_{asked.split}") / "table.json"
+        write_text(out, json.dumps({**tables, **card}, indent=1) + "\n")
         print(f"\n{text_tables(tables)}\n\nWritten to {out}")
     return 0
 

@@ -63,8 +63,11 @@ def test_seeds_are_measured_together(tmp_path, monkeypatch, capsys):
         (tmp_path / seed).mkdir()
         (tmp_path / seed / "config.yaml").touch()
 
+    steps = dict.fromkeys(scores, 7)
+
     def measured(asked, folder):
         (folder.path / "table.json").write_text(json.dumps(table(scores[folder.path.name])))
+        (folder.path / "numbers.json").write_text(json.dumps({"step": steps[folder.path.name]}))
         return folder.path
 
     monkeypatch.setattr(evaluate, "evaluate_run", measured)
@@ -74,6 +77,16 @@ def test_seeds_are_measured_together(tmp_path, monkeypatch, capsys):
     (row,) = written["tables"][0]["rows"]
     assert row["FG-ARI"] == pytest.approx(0.7) and row["FG-ARI s.e."] == pytest.approx(0.2 / 3**0.5)
     assert "ARI" not in row and "mean and standard error of 3 seeds" in capsys.readouterr().out
+    # Another call leaves that table as it is, and says of its own what was asked and where the seeds stood.
+    assert written["steps"] == [7, 7, 7] and not written["tables"][0]["notes"]
+    steps["seed1"] = 9
+    assert evaluate.evaluate(asked(schema.EvaluateSettings, run=tmp_path, clips=2)) == 0
+    assert json.loads((tmp_path / "seeds_test" / "table.json").read_text()) == written
+    again = json.loads((tmp_path / "seeds_test_2" / "table.json").read_text())
+    assert again["asked"]["clips"] == 2 and again["steps"] == [7, 9, 7]
+    (note,) = again["tables"][0]["notes"]
+    assert "different numbers of steps: seed0 at 7, seed1 at 9, seed10 at 7." in note
+    assert note in capsys.readouterr().out
     monkeypatch.setattr(evaluate, "evaluate_run", lambda asked, folder: None)
     assert evaluate.evaluate(asked(schema.EvaluateSettings, run=tmp_path)) == STOPPED_EXIT_CODE
 
