@@ -1,7 +1,11 @@
 """What a name in the registry stands for: a reader of published files, and a double."""
 
 import dataclasses
+import functools
+import inspect
+import types
 from collections.abc import Callable
+from typing import Any, Literal, Union, get_args, get_origin
 
 from slotzoo.data.spec import Source
 from slotzoo.errors import ConfigError
@@ -25,20 +29,6 @@ _WORDS = ("config", "crop", "depth_scale", "rule", "short", "test_split", "varia
 _OPTIONAL = ("config", "max_objects", "size")
 
 
-def check_option(name: str, option: str, value: object) -> None:
-    """Raise `ConfigError` where a common option of data set `name` is of another type."""
-    if value is None and option in _OPTIONAL:
-        return
-    for options, kind, meaning in (
-        (_FLAGS, bool, "true or false"),
-        (_NUMBERS, int, "a whole number"),
-        (_WORDS, str, "a word"),
-    ):
-        # A bool is an int in Python, but not a size.
-        if option in options and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
-            raise ConfigError(f"Data set {name!r}: {option} must be {meaning}, got {value!r}.")
-
-
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """How a name is opened: `reader(root, split, **reader_options)` or `double(split, **options)`.
@@ -56,3 +46,66 @@ class Entry:
     splits: tuple[str, ...] = ("train", "test")
     view: Callable[..., Source] | None = None
     view_options: tuple[str, ...] = ()
+
+
+_MEANINGS: dict[object, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a word",
+    type(None): "null",
+}
+
+
+def check_option(name: str, option: str, value: object, entry: Entry) -> object:
+    """The value, a whole number as a float where one is taken.
+
+    Raise `ConfigError` where it is not of the type that common options have, or that those who take the option in
+    data set `name` annotate it with.
+    """
+    if option in (*_FLAGS, *_NUMBERS, *_WORDS):
+        kinds = [bool if option in _FLAGS else int if option in _NUMBERS else str]
+        if option in _OPTIONAL and value is None:
+            return value
+    else:
+        takers = (
+            (entry.double, entry.options),
+            (entry.reader, entry.reader_options),
+            (entry.view, entry.view_options),
+        )
+        kinds = [kind for taker, taken in takers if option in taken for kind in _annotated(taker, option)]
+    if kinds and not any(_fits(value, kind) for kind in kinds):
+        expected = dict.fromkeys(meaning for kind in kinds for meaning in _meanings(kind))
+        raise ConfigError(f"Data set {name!r}: {option} must be {' or '.join(expected)}, got {value!r}.")
+    # beartype, as Python, takes no int for a float.
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    as_float = whole and float in kinds and not any(_fits(value, kind) for kind in kinds if kind is not float)
+    return float(value) if as_float else value  # type: ignore[arg-type]
+
+
+def _annotated(taker: object, option: str) -> list[object]:
+    """The alternatives that a function, or one that a partial calls or hands on, annotates an option with."""
+    if isinstance(taker, functools.partial):
+        return [kind for inner in (taker.func, *taker.args) for kind in _annotated(inner, option)]
+    if not callable(taker):
+        return []
+    parameter = inspect.signature(taker).parameters.get(option)
+    if parameter is None or parameter.annotation is inspect.Parameter.empty:
+        return []
+    kind = parameter.annotation
+    kinds = list(get_args(kind)) if get_origin(kind) in (Union, types.UnionType) else [kind]
+    # Of others, what takes them judges.
+    return kinds if all(kind in _MEANINGS or get_origin(kind) is Literal for kind in kinds) else []
+
+
+def _fits(value: object, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    # A bool is an int in Python, but not a size; a whole number is a number.
+    return isinstance(value, (int, float) if kind is float else kind) and (
+        kind is bool or not isinstance(value, bool)
+    )
+
+
+def _meanings(kind: object) -> list[str]:
+    return [_MEANINGS[kind]] if kind in _MEANINGS else [str(choice) for choice in get_args(kind)]

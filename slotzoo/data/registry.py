@@ -74,13 +74,14 @@ def open_source(
                 f"Data set {name!r} has no option {option!r}; it takes {', '.join(known)}."
                 f"{nearest(option, known)}"
             )
-        check_option(name, option, options[option])
+        options[option] = check_option(name, option, options[option], entry)
     source = _opened(name, split, root, cache, progress, options)
     return source if entry.view is None else entry.view(source, **_taken(options, entry.view_options))
 
 
 def _taken(options: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name in names}
+    """Those of `names`; one that is None is left at its default."""
+    return {name: value for name, value in options.items() if name in names and value is not None}
 
 
 def _opened(
