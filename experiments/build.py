@@ -254,6 +254,8 @@ def complete(run: RunSettings, tokenizer: VQGAN | None, spec: Mapping[str, Field
     derived: dict[str, Any] = {}
     if tokenizer is not None:
         t = tokenizer.config
+        if "tokens" in spec:
+            _check_tokens(run, t, spec["tokens"])
         derived = {"height": t.latent, "width": t.latent, "num_codes": t.n_embed, "code_dim": t.embed_dim}
     elif "video" in spec and hasattr(config, "height"):
         height, width, channels = spec["video"].shape[1:]
@@ -279,6 +281,19 @@ def complete(run: RunSettings, tokenizer: VQGAN | None, spec: Mapping[str, Field
             source = "the data set" if tokenizer is None else "its tokenizer"
             raise ConfigError(f"model.{name}={written} does not fit {source}, which has {value}; leave it out.")
     return dataclasses.replace(run, model={**run.model, **derived})
+
+
+def _check_tokens(run: RunSettings, tokenizer: Any, tokens: FieldSpec) -> None:
+    """Refuse tokens that are not of the size of the tokenizer's, or that its codebook has no vectors for."""
+    side, high = tokenizer.latent, tokens.high
+    fits = all(size in (None, side) for size in tokens.shape[1:])
+    if not fits or (high is not None and high >= tokenizer.n_embed):
+        height, width = tokens.shape[1:]
+        raise ConfigError(
+            f"data={run.data.name}: {height} x {width} tokens with codes up to {high} do not fit the tokenizer, which "
+            f"makes {side} x {side} of {tokenizer.n_embed} codes; give the one that made them as tokenizer.run=FOLDER "
+            "or tokenizer.weights=FILE."
+        )
 
 
 def _hinted_slots(run: RunSettings, boxes: FieldSpec, config: Any) -> dict[str, Any]:

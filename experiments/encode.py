@@ -1,6 +1,7 @@
 """A data set seen through a tokenizer: clips of tokens instead of frames, computed once and kept."""
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,9 @@ from slotzoo.tasks.first_stage import FirstStage
 from slotzoo.weights.leaves import named_leaves
 
 
+_DIGITS = 16  # of the tokenizer's digest, in the fingerprint of what it encoded
+
+
 class EncodedClips:
     """The records of `source` with `tokens` (time, height, width) in place of `video`.
 
@@ -33,7 +37,7 @@ class EncodedClips:
         self.source, self.tokenizer = source, tokenizer
         self.name = f"{source.name}_encoded"
         self.provenance: Provenance = source.provenance
-        self._fingerprint = f"{source.fingerprint}-{digest(tokenizer)[:16]}"
+        self._fingerprint = f"{source.fingerprint}-{digest(tokenizer)[:_DIGITS]}"  # `check_codes` reads it
 
     def __repr__(self) -> str:
         return f"EncodedClips({self.source!r})"
@@ -77,6 +81,22 @@ def encode_once(
     """
     clips = EncodedClips(source, tokenizer)
     prepare(clips, folder / split, workers=1, on_error=on_error, max_skips=max_skips)
+
+
+def check_codes(source: Source, tokenizer: VQGAN) -> None:
+    """Refuse tokens that another tokenizer made: the same numbers would stand for other vectors.
+
+    Only what `EncodedClips` made says whose codes it holds; published tokens pass. Raises `ConfigError`.
+    """
+    fingerprint = getattr(source, "prepared_from", source.fingerprint)
+    made_by = re.search(rf"-([0-9a-f]{{{_DIGITS}}})$", fingerprint)
+    own = digest(tokenizer)[:_DIGITS]
+    if "tokens" in source.spec and made_by and made_by[1] != own:
+        raise ConfigError(
+            f"The tokens in {getattr(source, 'folder', source.name)} were made by another tokenizer (digest "
+            f"{made_by[1]}) than the one taken here ({own}); give the one that made them as tokenizer.run=FOLDER or "
+            "tokenizer.weights=FILE, or encode the clips again with this one."
+        )
 
 
 def digest(tree: Any) -> str:

@@ -11,7 +11,7 @@ import jax
 
 from experiments import build, validate
 from experiments.compose import experiment
-from experiments.encode import digest, encode_once
+from experiments.encode import check_codes, digest, encode_once
 from experiments.folder import RunFolder, meet
 from experiments.schema import DataSettings, RunSettings
 from slotzoo.data import Source, open_source
@@ -66,6 +66,7 @@ def prepare(run: RunSettings, folder: RunFolder, train: Callable[[RunSettings], 
                 f"This run was started with another tokenizer (a copy is {own}) than the one given now ({named}); "
                 "leave tokenizer.run and tokenizer.weights out, or give another name or seed for a new run."
             )
+        _check_codes(run.data, stage)
         return stage
     if named is not None and run.tokenizer.run is not None and not named.is_file():
         raise ConfigError(
@@ -76,6 +77,7 @@ def prepare(run: RunSettings, folder: RunFolder, train: Callable[[RunSettings], 
     if path is None:
         return None
     stage = Stage(*_load(path))
+    _check_codes(run.data, stage)  # before it is copied
     if jax.process_index() == 0 and stage.card is not None:
         c = stage.card
         save_weights(
@@ -118,6 +120,13 @@ def encoded(run: RunSettings, source: Source, stage: Stage, folder: RunFolder) -
         )
     meet("the clips are encoded")
     return open_source(f"{source.name}_encoded", "train", root=where)
+
+
+def _check_codes(data: DataSettings, stage: Stage) -> None:
+    """Refuse a tokenizer other than the one that made the tokens of `data`, of either split."""
+    if "encoded" in data.name and stage.tokenizer is not None:
+        for split in ("train", "test"):
+            check_codes(build.source(data, split), stage.tokenizer)
 
 
 def _named(run: RunSettings) -> Path | None:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from omegaconf import DictConfig
 
 from experiments import build, first_stage, initial, validate
+from experiments.encode import check_codes
 from experiments.folder import MAY_CHANGE, Lock, RunFolder, flat_settings, meet
 from experiments.schema import RunSettings
 from slotzoo.data import Source
@@ -262,7 +263,12 @@ def open_run(
         )
     stage = first_stage.read(run, folder)
     trained = None if split is not None else _as_trained(run, folder)
-    run = trained or build.complete(run, stage.tokenizer, build.source(run.data, split or "test").spec)
+    if trained is None:
+        source = build.source(run.data, split or "test")
+        if stage.tokenizer is not None:
+            check_codes(source, stage.tokenizer)
+        trained = build.complete(run, stage.tokenizer, source.spec)
+    run = trained
     task = build.task(run)
     shapes = eqx.filter_eval_shape(build.module(run, task), jax.random.key(0))
     module, step = load_model(folder.checkpoints, shapes, step=step)

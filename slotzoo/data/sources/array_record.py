@@ -132,6 +132,11 @@ class ArrayRecordSource:
         """That of the source it was prepared from: the content is the same."""
         return self._fingerprint
 
+    @property
+    def prepared_from(self) -> str:
+        """The fingerprint of that source, also where clips of it were left out."""
+        return self._origin
+
     def check_options(self, asked: dict[str, Any]) -> None:
         """Raise `DataError` where an option differs from the one that the folder was prepared with."""
         for name, value in asked.items():
