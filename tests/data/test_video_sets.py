@@ -172,6 +172,10 @@ def test_published_files_are_read(tmp_path, layout):
         ({"video": np.zeros((4, 8, 8, 1))}, "no key 'data'; found video"),
         ({"data": np.full((4, 8, 8, 1), 300.0)}, "'data' has values from 300.0 to 300.0, expected 0 to 255"),
         ({"data": np.full((4, 8, 8, 1), np.nan)}, "'data' has values from nan to nan"),
+        (
+            {"data": np.linspace(0, 1, 256, dtype=np.float32).reshape(4, 8, 8, 1)},
+            "'data' has values from 0.0 to 1.0 that are not whole numbers, expected whole numbers from 0 to 255",
+        ),
         ({"data": np.zeros((4, 9, 9, 1), np.uint8)}, r"'video' has shape \(4, 9, 9, 1\)"),
         ({"data": np.array([None] * 4)}, "cannot be read"),
     ],

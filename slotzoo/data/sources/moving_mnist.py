@@ -127,7 +127,7 @@ class _Packed:
 class MovingMnistFiles:
     """Clips in the order of the files' paths, and within a file of many clips in its order.
 
-    Values are rounded to bytes: the generator writes whole numbers as floats. Reading single clips out of a
+    Values become bytes: the generator writes whole numbers as floats, and others are refused. Reading single clips out of a
     compressed file of many is slow; `experiments.prepare` reads it once, in order.
     """
 
@@ -234,7 +234,13 @@ class MovingMnistFiles:
                 raise DataError(
                     f"{where}: 'data' has values from {low} to {high}, expected 0 to 255 (grey frames)."
                 )
-            clip = np.rint(clip).astype(np.uint8)
+            whole = clip.astype(np.uint8)
+            if not np.array_equal(whole, clip):
+                raise DataError(
+                    f"{where}: 'data' has values from {low} to {high} that are not whole numbers, expected whole "
+                    "numbers from 0 to 255 (grey frames); if they were divided by 255, multiply them by it and round."
+                )
+            clip = whole
         record = {"video": clip}
         check_record(record, self.spec, where)
         return record
