@@ -127,8 +127,8 @@ class _Packed:
 class MovingMnistFiles:
     """Clips in the order of the files' paths, and within a file of many clips in its order.
 
-    Values become bytes: the generator writes whole numbers as floats, and others are refused. Reading single clips out of a
-    compressed file of many is slow; `experiments.prepare` reads it once, in order.
+    Values become bytes: the generator writes whole numbers as floats, and others are refused. Reading single clips
+    out of a compressed file of many is slow; `experiments.prepare` reads it once, in order.
     """
 
     name = "moving_mnist"
