@@ -286,10 +286,14 @@ def _write_all(
 
 def _record_bytes(source: Source) -> int:
     """Bytes of the first record that can be read; a corrupted one is dealt with when its turn comes."""
+    first: DataError | None = None
     for index in range(len(source)):
-        with contextlib.suppress(DataError):
+        try:
             return max(1, sum(x.nbytes for x in source[index].values()))
-    raise DataError(f"{source!r}: not one of its {len(source)} records can be read.")
+        except DataError as error:
+            first = first or error
+    reason = "" if first is None else f" The first: {first}"
+    raise DataError(f"{source!r}: not one of its {len(source)} records can be read.{reason}") from first
 
 
 def _counted(clips: Iterator[_Clip], done: int, total: int, progress: Progress) -> Iterator[_Clip]:

@@ -188,9 +188,9 @@ def test_roots_that_do_not_hold_the_data_set_are_explained(tmp_path, name):
 @pytest.mark.parametrize(
     "name, file, sentence",
     [
-        ("dmlab", "train/0/0.npz", "0.npz: no key 'actions'; found video"),
+        ("dmlab", "train/0/0.npz", "0.npz.*: no key 'actions'; found video"),
         ("moving_mnist", "train/0.npz", r"0.npz \(clip 0\): no key 'data'; found video"),
-        ("minecraft", "train/0/0.mp4", "0.mp4: cannot be decoded"),
+        ("minecraft", "train/0/0.mp4", "0.mp4.*: cannot be decoded"),
     ],
 )
 def test_files_of_another_kind_open_unread_and_are_named_by_their_reader(tmp_path, name, file, sentence):
@@ -205,7 +205,7 @@ def test_files_of_another_kind_open_unread_and_are_named_by_their_reader(tmp_pat
     assert "_spec" not in vars(source)
     with pytest.raises(DataError, match=sentence):
         source.spec  # noqa: B018
-    with pytest.raises(DataError, match="not one of its 1 records can be read"):
+    with pytest.raises(DataError, match=f"not one of its 1 records can be read. The first: .*{sentence}"):
         prepare(source, tmp_path / "out")
 
 
