@@ -362,7 +362,12 @@ def _own_position(data: Any, step: int) -> Any:
     states = data["states"]
     if len(states) == jax.process_count():
         return states[jax.process_index()]
-    if all(state == states[0] for state in states):
+    # Each process met corrupted records of its own: all go on with those of all.
+    places = [
+        {name: x for name, x in state.items() if name != "skipped"} if isinstance(state, dict) else state
+        for state in states
+    ]
+    if all(place == places[0] for place in places):
         log.warning(
             "The checkpoint of step %d was made by %d processes, now there are %d: the data goes on at the "
             "same position, but clips are shared out differently.",
@@ -370,7 +375,8 @@ def _own_position(data: Any, step: int) -> Any:
             len(states),
             jax.process_count(),
         )
-        return states[0]
+        met = [state["skipped"] for state in states if isinstance(state, dict) and "skipped" in state]
+        return {**states[0], "skipped": {k: x for each in met for k, x in each.items()}} if met else states[0]
     raise CheckpointError(
         f"The checkpoint of step {step} holds the data positions of {len(states)} processes, which differ; it "
         f"cannot be continued with {jax.process_count()}."

@@ -1,5 +1,6 @@
 import logging
 import shutil
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from slotzoo.errors import CheckpointError, ConfigError
+from slotzoo.data import FieldSpec
+from slotzoo.data.pipeline import make_pipeline
+from slotzoo.errors import CheckpointError, ConfigError, DataError
 from slotzoo.train import OptimizerConfig, init_state, make_optimizer
-from slotzoo.train.checkpoint import Checkpointer, load_model, read_card, saved_steps
+from slotzoo.train.checkpoint import Checkpointer, _own_position, load_model, read_card, saved_steps
 from slotzoo.train.mesh import make_mesh, shard_batch
 from slotzoo.train.sharding import abstract, init_sharded
 from slotzoo.train.step import make_train_step
@@ -187,3 +190,48 @@ def test_the_best_checkpoint_by_the_monitor_is_kept(tmp_path, capsys):
     assert kept("-psnr", 12) == [6, 12]
     assert "The best checkpoint by -psnr is that of step 6." in capsys.readouterr().out
     assert kept("-psnr", 15) == [6, 15]  # by the numbers that lie beside the checkpoints
+
+
+def test_processes_that_skipped_other_records_may_become_fewer_or_more(monkeypatch):
+    """Two processes that met a corrupted record each go on as one, at the same batch, and as three."""
+
+    class Records:
+        name, provenance, fingerprint = "records", "embedded double", "records"
+        spec = {"x": FieldSpec((), "int64", None, None, "a number", time=False)}
+
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, index):
+            if index in (7, 15):
+                raise DataError(f"record {index} cannot be read")
+            return {"x": np.asarray(index)}
+
+        def close(self):
+            """Nothing is held open."""
+
+    def batches(process, processes):
+        options = {"process_index": process, "process_count": processes, "on_error": "skip"}
+        source: Any = Records()
+        return iter(make_pipeline(source, batch_size=12 // processes, seed=1, train=True, **options))
+
+    two = [batches(process, 2) for process in (0, 1)]
+    for each in two:
+        next(each)
+    states = [each.get_state() for each in two]
+    assert states[0]["skipped"] != states[1]["skipped"]
+    following = np.concatenate([next(each)["x"] for each in two])
+    for processes in (1, 3):
+        monkeypatch.setattr(jax, "process_count", lambda: processes)  # noqa: B023
+        new = [batches(process, processes) for process in range(processes)]
+        for each in new:
+            each.set_state(_own_position({"states": states}, 1))
+            assert each.skipped == {index: f"record {index} cannot be read" for index in (7, 15)}
+        np.testing.assert_array_equal(np.concatenate([next(each)["x"] for each in new]), following)
+        for each in new:
+            each.close()
+    for each in two:
+        each.close()
+    states[1]["next_index"] += 1
+    with pytest.raises(CheckpointError, match="positions of 2 processes, which differ"):
+        _own_position({"states": states}, 1)
