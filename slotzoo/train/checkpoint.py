@@ -25,6 +25,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers as policies
 
 from slotzoo.errors import CheckpointError
+from slotzoo.files import write_text
 from slotzoo.train.distributed import gather
 from slotzoo.train.names import from_named, is_array, named_arrays, targets
 from slotzoo.train.protocols import DataIterator
@@ -138,6 +139,30 @@ class Checkpointer:
             )
         except Exception as error:
             raise self._failed(error) from error
+
+    def record(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Give the checkpoint of `step`, saved before it was measured, the number of `metrics` it is monitored by.
+
+        Only the small file with that number is replaced, at once: a process killed meanwhile leaves the old one
+        or the new one, and the arrays as they are. Raises CheckpointError if it cannot be written.
+        """
+        self._finish()
+        if self._monitor is None or step not in self._manager.all_steps():
+            return
+        number, problem = _monitored(metrics, self._monitor), None
+        if jax.process_index() == 0 and self._badness(self._manager.metrics(step)) != number:
+            try:  # where Orbax keeps the numbers given to a save; it has no call that changes them
+                place = self.folder / str(step) / "metrics" / "metrics"
+                write_text(place, json.dumps({self._monitor: number}), durable=True)
+            except OSError as error:
+                problem = _reason(error)
+        problem = gather(problem)[0]
+        if problem is not None:
+            raise CheckpointError(
+                f"The number {self._monitor} of step {step} could not be written to its checkpoint in "
+                f"{self.folder}: {problem}. The checkpoint itself is whole; make room and run the same command again."
+            )
+        self._manager.reload()
 
     def wait(self) -> None:
         """Block until the last save is on disk; raise CheckpointError if it failed."""

@@ -195,11 +195,13 @@ class _Run:
 
     def save(self, state: TrainState, step: int) -> None:
         """Save unless `step` is saved already; a step that was not finite is found before."""
+        numbers = self.measured if self.measured_at == step else None
         if step > self.saved:
             self.collect()
-            numbers = self.measured if self.measured_at == step else None
             self.checkpoints.save(step, state, self.data, self.card, numbers)
             self.saved = step
+        elif numbers is not None:  # saved when its evaluation was cut short or failed, and measured since
+            self.checkpoints.record(step, numbers)
 
     @contextlib.contextmanager
     def rescue(self, state: TrainState, step: int) -> Iterator[None]:

@@ -1,3 +1,5 @@
+import contextlib
+import errno
 import logging
 import shutil
 from typing import Any
@@ -16,6 +18,7 @@ from slotzoo.train import OptimizerConfig, init_state, make_optimizer
 from slotzoo.train.checkpoint import Checkpointer, _own_position, load_model, read_card, saved_steps
 from slotzoo.train.mesh import make_mesh, shard_batch
 from slotzoo.train.sharding import abstract, init_sharded
+from slotzoo.train.signals import Signals
 from slotzoo.train.step import make_train_step
 from tests.train.small import Batches, Linear, Regression, run_linear
 
@@ -186,10 +189,60 @@ def test_the_best_checkpoint_by_the_monitor_is_kept(tmp_path, capsys):
     said = r"train\.monitor=-psn: .* no 'psn'\. Did you mean 'psnr'\? It gives: error, psnr;"
     with pytest.raises(ConfigError, match=said):
         kept("-psn", 12)
-    # With the name mended the same command goes on. What was saved before counts for nothing: it was not measured.
-    assert kept("-psnr", 12) == [6, 12]
-    assert "The best checkpoint by -psnr is that of step 6." in capsys.readouterr().out
-    assert kept("-psnr", 15) == [6, 15]  # by the numbers that lie beside the checkpoints
+    # With the name mended the same command goes on, and measures what was saved when the evaluation failed.
+    assert kept("-psnr", 12) == [3, 12]
+    assert "The best checkpoint by -psnr is that of step 3." in capsys.readouterr().out
+    assert kept("-psnr", 15) == [3, 15]  # by the numbers that lie beside the checkpoints
+
+
+@pytest.mark.parametrize("cut", ["signal", "error"])
+def test_the_best_checkpoint_is_kept_though_its_evaluation_was_cut_short(cut, tmp_path, capsys):
+    signals, scores, fails = Signals(), {2: 5.0, 4: 9.0}, [4]
+
+    class Scored(Regression):
+        def evaluate(self, *args, step, **kwargs):
+            if step in fails:
+                fails.remove(step)
+                if cut == "error":
+                    raise RuntimeError("no picture today")
+                signals.request("SIGTERM")
+            return {"score": scores.get(step, 1.0)}
+
+    options = {"monitor": "-score", "evaluate_every": 2, "save_every": 2, "keep": 2, "keep_every": None}
+    with pytest.raises(RuntimeError) if cut == "error" else contextlib.nullcontext():
+        run_linear(tmp_path, task=Scored(), signals=signals, **options)
+    assert saved_steps(tmp_path / "checkpoints") == [2, 4]
+    run_linear(tmp_path, task=Scored(), **options)
+    assert saved_steps(tmp_path / "checkpoints") == [4, 10, 12]
+    assert "The best checkpoint by -score is that of step 4." in capsys.readouterr().out
+
+
+def test_a_number_recorded_later_leaves_the_checkpoint_whole(tmp_path, monkeypatch):
+    mesh = make_mesh()
+    state = make(mesh)
+    save_steps(tmp_path / "c", state, [1, 2])  # not monitored: no number lies beside these
+    save_steps(tmp_path / "c", state, [5], monitor="error")
+
+    def full(self, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Checkpointer(tmp_path / "c", monitor="error") as checkpointer:
+        with (
+            monkeypatch.context() as patch,
+            pytest.raises(CheckpointError, match=r"error of step 5 .*disk is full"),
+        ):
+            patch.setattr("pathlib.Path.replace", full)
+            checkpointer.record(5, {"error": 0.5})
+        assert checkpointer.best() == 5 and checkpointer.steps() == [1, 2, 5]
+        checkpointer.record(2, {"error": 0.5})
+        checkpointer.record(5, {"error": 0.75})
+        assert checkpointer.best() == 2
+        found = checkpointer.restore_latest(abstract(state, mesh, "replicated"))
+        assert found is not None and found.step == 5
+        same(state, found.state)
+    with Checkpointer(tmp_path / "c", monitor="error") as again:
+        assert again.best() == 2
+        assert again._manager.metrics(5) == {"error": 0.75}
 
 
 def test_processes_that_skipped_other_records_may_become_fewer_or_more(monkeypatch):
