@@ -88,10 +88,11 @@ def check_codes(source: Source, tokenizer: VQGAN) -> None:
 
     Only what `EncodedClips` made says whose codes it holds; published tokens pass. Raises `ConfigError`.
     """
+    if "tokens" not in source.spec:
+        return
     fingerprint = getattr(source, "prepared_from", source.fingerprint)
     made_by = re.search(rf"-([0-9a-f]{{{_DIGITS}}})$", fingerprint)
-    own = digest(tokenizer)[:_DIGITS]
-    if "tokens" in source.spec and made_by and made_by[1] != own:
+    if made_by and made_by[1] != (own := digest(tokenizer)[:_DIGITS]):
         raise ConfigError(
             f"The tokens in {getattr(source, 'folder', source.name)} were made by another tokenizer (digest "
             f"{made_by[1]}) than the one taken here ({own}); give the one that made them as tokenizer.run=FOLDER or "
