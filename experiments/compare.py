@@ -192,8 +192,9 @@ def _joined(title: str, runs: Sequence[Measured]) -> dict[str, Any]:
     mine = {run.name: table for run in runs for table in run.tables if kind(table) == title}
     first = next(iter(mine.values()))
     columns = list(dict.fromkeys(column for table in mine.values() for column in table.get("columns", ())))
-    rows = [{**row, "name": own} for name, table in mine.items() for row, own in _own(name, table["rows"])]
-    if first["rows"][0]["name"] not in MODELS:
+    if first["rows"][0]["name"] in MODELS:
+        rows = [{**row, "name": own} for name, table in mine.items() for row, own in _own(name, table["rows"])]
+    else:
         # No row is the model's: each is another measure of it, as in the table of losses. All stay, run beside run.
         listed = [(row["name"], name, row) for name, table in mine.items() for row in table["rows"]]
         order = list(dict.fromkeys(measure for measure, _, _ in listed))

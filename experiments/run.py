@@ -263,12 +263,13 @@ def open_run(
         )
     stage = first_stage.read(run, folder)
     trained = None if split is not None else _as_trained(run, folder)
-    if trained is None:
+    if trained is not None:
+        run = trained
+    else:
         source = build.source(run.data, split or "test")
         if stage.tokenizer is not None:
             check_codes(source, stage.tokenizer)
-        trained = build.complete(run, stage.tokenizer, source.spec)
-    run = trained
+        run = build.complete(run, stage.tokenizer, source.spec)
     task = build.task(run)
     shapes = eqx.filter_eval_shape(build.module(run, task), jax.random.key(0))
     module, step = load_model(folder.checkpoints, shapes, step=step)
