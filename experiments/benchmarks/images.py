@@ -9,8 +9,9 @@ twice, once for what it logs; `torch_lean_s` is without that, `over_torch_lean` 
 
 Beside the authors' own code, run by hand on the machine and on the day of the record (two cores of an AMD EPYC, Zen 5,
 torch 2.13), medians in seconds: Slot Attention 1.09 to 1.12 (the network here 1.06 to 1.12, ours 0.69 to 0.71), SLATE
-0.28 to 0.30 (0.29, ours 0.14), GNM 0.175 to 0.190 and 0.151 to 0.173 without logs (0.187 to 0.208 and 0.147 to 0.159,
-ours 0.095 to 0.105). What decides the first is memory: decoded with channels last, torch takes 0.82 s.
+0.28 to 0.30 (0.27 to 0.29, ours 0.13 to 0.14), GNM 0.175 to 0.190 and 0.151 to 0.173 without logs (0.177 to 0.208 and
+0.147 to 0.159, ours 0.092 to 0.105). What decides the first is the layout in memory: decoded with channels last, torch
+takes 0.82 s.
 
 `decoder_remat` is Slot Attention's step with its slots decoded one after the other, over the plain one: `memory` is
 what XLA allocates, as a share. `generation` is SLATE's scan with keys and values kept, over one that runs the whole
